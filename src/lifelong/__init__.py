@@ -1,0 +1,1 @@
+"""Learn tasks one after another and keep what was known."""
