@@ -1,0 +1,141 @@
+"""What the commands share: where the configuration lies, its check, and errors in one line.
+
+Imports nothing heavy: help and errors of configuration come before torch is loaded.
+"""
+
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lifelong.errors import LifelongError
+
+CONF = Path(__file__).parent / "conf"
+TRACE = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+
+Result = TypeVar("Result")
+
+
+def check(config: DictConfig) -> None:
+    """Refuse what cannot be run, before anything heavy is imported or written.
+
+    Args:
+        config: the composed configuration.
+
+    Raises:
+        LifelongError: for a value out of range; one line that names the key and what it takes.
+    """
+    _number(config, "method.ewc_lambda", "a finite number of at least 0", lambda x: x >= 0)
+    _number(config, "optimizer.lr", "a finite number above 0", lambda x: x > 0)
+    _number(config, "val_fraction", "a number between 0 and 1", lambda x: 0 < x < 1)
+    _whole(config, "max_epochs", 1)
+    _whole(config, "batch_size", 1)
+    _whole(config, "seed", 0)
+
+
+def run_command(command: Callable[[], Result]) -> Result:
+    """Run a command; turn what the user can mend into one line and exit code 1.
+
+    Set ``HYDRA_FULL_ERROR=1`` to see the whole trace instead.
+
+    Args:
+        command: the work.
+
+    Returns:
+        What the command returned.
+    """
+    # Hydra prints and exits by itself unless this is set; here the errors get one form.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        return command()
+    except KeyboardInterrupt:
+        _exit("interrupted; what was finished lies in the run's folder", 130)
+    except (LifelongError, HydraException, OmegaConfBaseException, OSError) as error:
+        if TRACE:
+            raise
+        _exit(one_line(error), 1)
+
+
+@contextmanager
+def remove_if_empty(directory: str) -> Iterator[None]:
+    """Take a run's folder away again if the run failed before it had a result.
+
+    Args:
+        directory: Hydra made it and put the configuration there.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except SystemExit:
+        folder = Path(directory)
+        if not any(f.is_file() for f in folder.rglob("*") if ".hydra" not in f.parts):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error that the user can mend, on one line with the cure.
+
+    Args:
+        error: ours, Hydra's, OmegaConf's or the system's.
+
+    Returns:
+        One line.
+    """
+    text = str(error)
+    if isinstance(error, MissingConfigException):
+        missing = re.search(r"Could not find '([^']*)'", text)
+        options = re.search(r"Available options in '[^']*':\n((?:\t[^\n]*\n?)*)", text)
+        if missing and options:
+            group, _, name = missing[1].rpartition("/")
+            known = ", ".join(options[1].split())
+            return f"{group}={name} is not known; type {group}= with one of: {known}"
+    if isinstance(error, OSError) and error.filename:
+        return (
+            f"{error.filename}: {error.strerror}; "
+            "choose a folder that can be written with hydra.run.dir=DIR"
+        )
+    key = re.search(r"Could not override '([^']*)'", text)
+    if key:
+        return f"{key[1]} is no key of the configuration; `lifelong-train --cfg job` lists the keys"
+    return " ".join(text.split())
+
+
+def say(line: str) -> None:
+    """One line on standard error, so that the table alone is on standard output.
+
+    Args:
+        line: the words.
+    """
+    print(f"lifelong: {line}", file=sys.stderr, flush=True)
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    say(message)
+    sys.exit(code)
+
+
+def _number(config: DictConfig, key: str, want: str, fits: Callable[[float], bool]) -> None:
+    value = OmegaConf.select(config, key)
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not numeric or not math.isfinite(value) or not fits(value):
+        raise LifelongError(f"{key} is {value}; it must be {want}: type {key}=NUMBER")
+
+
+def _whole(config: DictConfig, key: str, least: int) -> None:
+    value = OmegaConf.select(config, key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise LifelongError(
+            f"{key} is {value}; it must be a whole number of at least {least}: type {key}={least + 4}"
+        )

@@ -1,0 +1,67 @@
+"""A stretch of code in which a network is only read."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Return the device of the network's first parameter, the CPU if it has none."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def traceless(network: nn.Module) -> Iterator[None]:
+    """Evaluate the network inside, in eval mode and full precision, and leave it as it was.
+
+    Restored at the end, after an exception too: the training mode of every submodule, buffers, the
+    `.grad` of every parameter, the state of the global random number generators. Inside, gradients
+    are enabled, autocast and inference mode are off, and attention takes no fused shortcut (its
+    rounding differs from the path that has a gradient).
+
+    Args:
+        network: The network that is evaluated.
+
+    Yields:
+        Nothing.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [(b, b._version, b.clone()) for b in network.buffers()]
+    gradients = [(p, p.grad, None if p.grad is None else p.grad._version) for p in _leaves(network)]
+    kept = {id(p): p.grad.clone() for p, grad, _ in gradients if grad is not None}
+    device = device_of(network)
+    with ExitStack() as stack:
+        devices = [device] if device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", device.type} - {"meta"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, _fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            # not network.eval(): a network may override train() with lasting effects
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            with torch.no_grad():
+                for buffer, version, value in buffers:
+                    if buffer._version != version:
+                        buffer.copy_(value)
+                for parameter, gradient, version in gradients:
+                    parameter.grad = gradient
+                    if gradient is not None and gradient._version != version:
+                        gradient.copy_(kept[id(parameter)])
+
+
+def _leaves(network: nn.Module) -> list[nn.Parameter]:
+    return [p for p in network.parameters() if p.is_leaf]
+
+
+def _fastpath_enabled() -> bool:
+    return bool(torch.backends.mha.get_fastpath_enabled())

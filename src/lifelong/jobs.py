@@ -1,0 +1,95 @@
+"""From a composed configuration to a job: the one place where configuration becomes objects."""
+
+import logging
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from omegaconf import DictConfig, OmegaConf
+
+from lifelong.commandline import say
+from lifelong.errors import LifelongError
+from lifelong.learning import ContinualLearner
+from lifelong.run import Job
+
+
+def build_job(config: DictConfig) -> Job:
+    """Make the objects that a configuration names.
+
+    Args:
+        config: checked by ``lifelong.commandline.check``.
+
+    Returns:
+        A job, with nothing trained or written yet but its folder.
+
+    Raises:
+        LifelongError: when the machine lacks the accelerator, or the images are not to be had.
+    """
+    _quieten()
+    if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise LifelongError(
+            f"trainer.accelerator is {config.trainer.accelerator} and this machine has no GPU "
+            "that torch can use; type trainer=cpu"
+        )
+    directory = Path(config.output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    benchmark = instantiate(config.benchmark, announce=say)
+    for task in benchmark.tasks:
+        task.setup("fit")
+
+    def make_learner() -> ContinualLearner:
+        return ContinualLearner(
+            instantiate(config.model),
+            instantiate(config.optimizer),
+            instantiate(config.method.penalty),
+            benchmark.task_names,
+            ewc_lambda=float(config.method.ewc_lambda),
+            num_classes=config.model.num_classes,
+        )
+
+    flat = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(flat, dict)
+    return Job(
+        benchmark=benchmark,
+        make_learner=make_learner,
+        make_trainer=partial(_make_trainer, config, directory),
+        method=config.method.name,
+        ewc_lambda=float(config.method.ewc_lambda),
+        seed=config.seed,
+        max_epochs=config.max_epochs,
+        directory=directory,
+        consolidation=instantiate(config.method.consolidation),
+        loggers=[instantiate(logger) for logger in (config.logger or {}).values()],
+        hyperparameters={key: flat[key] for key in ("seed", "max_epochs", "batch_size")}
+        | {"ewc_lambda": float(config.method.ewc_lambda), "method": config.method.name}
+        | {"benchmark": benchmark.name, "lr": float(config.optimizer.lr)},
+    )
+
+
+def _make_trainer(
+    config: DictConfig, directory: Path, *, callbacks: list[Callback] | None = None, **also: Any
+) -> Trainer:
+    terminal = sys.stderr.isatty()
+    bar: list[Callback] = [RichProgressBar(leave=True)] if terminal else []
+    trainer = instantiate(config.trainer)
+    return trainer(
+        callbacks=[*bar, *(callbacks or [])],
+        default_root_dir=directory,
+        enable_progress_bar=terminal,
+        **also,
+    )
+
+
+def _quieten() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # Our loaders hold tensors in memory: worker processes would only copy them.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Lightning speaks of its own use of torch here; nothing that a user could mend.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

@@ -1,0 +1,26 @@
+"""The callback that keeps the validation curves of a stage."""
+
+from lightning import Callback, LightningModule, Trainer
+
+
+class RecordCurves(Callback):
+    """Collects the accuracies that the validation loop logs, one figure per epoch.
+
+    ``curves`` maps ``val/<task>/accuracy`` and ``retained/<task>`` to their figures in order.
+    """
+
+    def __init__(self) -> None:
+        self.curves: dict[str, list[float]] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up the figures of this epoch.
+
+        Args:
+            trainer: holds the figures.
+            pl_module: unused.
+        """
+        if trainer.sanity_checking:
+            return
+        for name, figure in trainer.callback_metrics.items():
+            if name.startswith(("val/", "retained/")):
+                self.curves.setdefault(name, []).append(float(figure))

@@ -1,0 +1,122 @@
+"""The drop-in callback: Elastic Weight Consolidation for any LightningModule."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from lifelong.core import QuadraticPenalty, fisher_diagonal
+from lifelong.learning.consolidate import Labels
+from lifelong.learning.progress import pass_progress
+
+
+class EWC(Callback):
+    r"""Holds any LightningModule to what it learnt in the fits before: L(θ) + λ Ω(θ).
+
+    Give the same callback to the Trainer of every task. As each fit ends the Fisher information of
+    its training data is folded into Ω(θ) = ½ Σ F̄ (θ − θ̄)²; during the next fits λF̄ ⊙ (θ − θ̄)
+    is added to the gradients just before each optimizer step (once per step whatever the
+    accumulation, after unscaling, before clipping). Nothing of the module is changed: its
+    ``training_step``, its loss and its data stay its own. F is a mean over examples, so λ does not
+    depend on the batch size or on how many examples there are.
+
+    The penalty is part of the Trainer's checkpoints. Without the old data, consolidate once where
+    it still is, keep ``state_dict()`` or the checkpoint, and load it where the new data are.
+
+    Args:
+        ewc_lambda: λ ≥ 0; 0 is fine-tuning, bit for bit.
+        labels: ``exact`` (expectation over the module's own class probabilities), ``sampled`` or
+            ``empirical``.
+        damping: d in F + d · mean(F).
+        decay: γ in [0, 1], what earlier tasks keep of their weight at each consolidation.
+        batches: (x, y) pairs to estimate the Fisher information on; by default the training
+            loader of the fit that ends, as it is: give unshuffled, unaugmented ones if yours
+            augments. ``module(x)`` must return logits over the last dimension.
+
+    Raises:
+        ValueError: when λ is negative or not finite, or another argument does not fit.
+
+    Source:
+        Kirkpatrick et al. 2017, eq. 3.
+
+    Example:
+        >>> EWC(ewc_lambda=1e3).penalty.is_empty
+        True
+    """
+
+    def __init__(
+        self,
+        ewc_lambda: float,
+        *,
+        labels: Labels = "exact",
+        damping: float = 0.0,
+        decay: float = 1.0,
+        batches: Iterable[Any] | None = None,
+    ) -> None:
+        if not 0.0 <= ewc_lambda < float("inf"):
+            raise ValueError(f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0")
+        self.ewc_lambda = ewc_lambda
+        self.labels: Labels = labels
+        self.decay = decay
+        self.batches = batches
+        self.penalty = QuadraticPenalty(damping)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the penalty to the module's device.
+
+        Args:
+            trainer: unused.
+            pl_module: the module that begins to learn.
+        """
+        self.penalty.to(pl_module.device)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Add the gradient of λΩ, and log Ω on the steps that log.
+
+        Args:
+            trainer: says which step this is.
+            pl_module: the module whose gradients are complete.
+            optimizer: the one that is about to step.
+        """
+        if self.penalty.is_empty:
+            return
+        params = dict(pl_module.named_parameters())
+        if self.ewc_lambda > 0:
+            self.penalty.add_gradient_(params, self.ewc_lambda)
+        every = trainer.log_every_n_steps
+        if trainer.loggers and every and trainer.global_step % every == 0:
+            omega = float(self.penalty.value(params))
+            figures = {"train/penalty": omega, "train/penalty_weighted": self.ewc_lambda * omega}
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Consolidate the task that was just learnt.
+
+        Args:
+            trainer: its training loader gives the examples, unless ``batches`` was set.
+            pl_module: the module that learnt.
+        """
+        batches = self.batches if self.batches is not None else trainer.train_dataloader
+        with pass_progress("Fisher information") as progress:
+            fisher = fisher_diagonal(pl_module, batches, labels=self.labels, progress=progress)
+        self.penalty.fold(dict(pl_module.named_parameters()), fisher, self.decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the checkpoint keeps of the callback.
+
+        Returns:
+            The penalty's buffers.
+        """
+        return {"penalty": self.penalty.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what a checkpoint kept.
+
+        Args:
+            state_dict: what ``state_dict`` returned.
+        """
+        self.penalty.load_state_dict(state_dict["penalty"])

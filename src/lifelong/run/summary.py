@@ -1,0 +1,126 @@
+"""What a run found, as it stands in ``summary.json``."""
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lifelong.core import average_accuracy, backward_transfer, forgetting, forward_transfer
+from lifelong.run.files import whole_file
+
+PACKAGES = ("lifelong-lightning", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What learning one task gave.
+
+    Args:
+        task: the task's name.
+        accuracy: fractions right on every task's official test set, in the order of the tasks.
+        seconds: wall-clock seconds of ``fit``, ``consolidate`` and ``test``.
+        steps: optimizer steps that were taken.
+        curves: ``val/<task>/accuracy`` and ``retained/<task>`` on the validation images, one figure
+            per epoch.
+    """
+
+    task: str
+    accuracy: list[float]
+    seconds: dict[str, float]
+    steps: int
+    curves: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run: the content of ``summary.json``; figures that one task lacks are null."""
+
+    benchmark: str
+    scenario: str
+    method: str
+    ewc_lambda: float
+    seed: int
+    max_epochs: int
+    tasks: list[str]
+    data_source: dict[str, str]
+    accuracy: list[list[float]]
+    untrained_accuracy: list[float]
+    average_accuracy: float | None
+    backward_transfer: float | None
+    forward_transfer: float | None
+    forgetting: float | None
+    retained: dict[str, float]
+    seconds: dict[str, dict[str, float]]
+    curves: list[dict[str, list[float]]]
+    parameters: int
+    versions: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write the summary as JSON, whole or not at all.
+
+        Args:
+            path: the file.
+        """
+        with whole_file(path) as temporary:
+            text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def summarize(
+    stages: Sequence[StageResult], untrained: Sequence[float], **about: Any
+) -> Summary:
+    """Sum up the stages of a run.
+
+    Args:
+        stages: one result per task, in order.
+        untrained: the accuracies before the first task.
+        **about: the fields of ``Summary`` that say what was run.
+
+    Returns:
+        The summary with its figures.
+    """
+    accuracy = torch.tensor([stage.accuracy for stage in stages], dtype=torch.float64)
+    baseline = torch.tensor(untrained, dtype=torch.float64)
+    names = [stage.task for stage in stages]
+    return Summary(
+        **about,
+        tasks=names,
+        accuracy=[stage.accuracy for stage in stages],
+        untrained_accuracy=list(untrained),
+        average_accuracy=_or_null(average_accuracy(accuracy)),
+        backward_transfer=_or_null(backward_transfer(accuracy)),
+        forward_transfer=_or_null(forward_transfer(accuracy, baseline)),
+        forgetting=_or_null(forgetting(accuracy)),
+        retained=dict(zip(names, stages[-1].accuracy, strict=True)),
+        seconds={stage.task: stage.seconds for stage in stages},
+        curves=[stage.curves for stage in stages],
+        versions=_versions(),
+    )
+
+
+def hyperparameter_metrics(summary: Summary) -> Mapping[str, float]:
+    """The final figures that stand beside the hyper-parameters in TensorBoard.
+
+    Args:
+        summary: of a finished run.
+
+    Returns:
+        Figure name → value; figures that a single task lacks are left out.
+    """
+    figures = {"average_accuracy": summary.average_accuracy, "forgetting": summary.forgetting}
+    figures |= {f"final/{task}/accuracy": value for task, value in summary.retained.items()}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _or_null(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
