@@ -33,7 +33,7 @@ def check(config: DictConfig) -> None:
 
     Raises:
         LifelongError: for a value out of range; one line that names the key and what it takes.
-    """
+    """  # noqa: DOC502
     _number(config, "method.ewc_lambda", "a finite number of at least 0", lambda x: x >= 0)
     _number(config, "optimizer.lr", "a finite number above 0", lambda x: x > 0)
     _number(config, "val_fraction", "a number between 0 and 1", lambda x: 0 < x < 1)
@@ -53,15 +53,14 @@ def run_command(command: Callable[[], Result]) -> Result:
     Returns:
         What the command returned.
     """
-    # Hydra prints and exits by itself unless this is set; here the errors get one form.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
+    if TRACE:
         return command()
+    try:
+        with _hydra_raises():
+            return command()
     except KeyboardInterrupt:
         _exit("interrupted; what was finished lies in the run's folder", 130)
     except (LifelongError, HydraException, OmegaConfBaseException, OSError) as error:
-        if TRACE:
-            raise
         _exit(one_line(error), 1)
 
 
@@ -75,13 +74,15 @@ def remove_if_empty(directory: str) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    finished = False
     try:
         yield
-    except SystemExit:
+        finished = True
+    finally:
         folder = Path(directory)
-        if not any(f.is_file() for f in folder.rglob("*") if ".hydra" not in f.parts):
+        results = (f for f in folder.rglob("*") if f.is_file() and ".hydra" not in f.parts)
+        if not finished and next(results, None) is None:
             shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def one_line(error: BaseException) -> str:
@@ -121,6 +122,20 @@ def say(line: str) -> None:
     print(f"lifelong: {line}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Hydra prints its errors and exits by itself, unless this variable is set while it runs."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
 def _exit(message: str, code: int) -> NoReturn:
     say(message)
     sys.exit(code)
@@ -137,5 +152,6 @@ def _whole(config: DictConfig, key: str, least: int) -> None:
     value = OmegaConf.select(config, key)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise LifelongError(
-            f"{key} is {value}; it must be a whole number of at least {least}: type {key}={least + 4}"
+            f"{key} is {value}; it must be a whole number of at least {least}: "
+            f"type {key}={least + 4}"
         )

@@ -50,6 +50,8 @@ def build_job(config: DictConfig) -> Job:
             instantiate(config.method.penalty),
             benchmark.task_names,
             ewc_lambda=float(config.method.ewc_lambda),
+            step=config.method.step,
+            scheduler=instantiate(config.scheduler),
             num_classes=config.model.num_classes,
         )
 

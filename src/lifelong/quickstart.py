@@ -7,12 +7,11 @@ network it falls back to the embedded digits, and says so wherever a result appe
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lifelong.commandline import CONF, check, run_command, say
+from lifelong.branches import compose_run, learn_branches
+from lifelong.commandline import run_command, say
 
 USAGE = """lifelong-quickstart [key=value ...]
 MNIST, then USPS: Elastic Weight Consolidation beside fine-tuning. Takes the keys of lifelong-train;
@@ -26,40 +25,31 @@ def quickstart(overrides: list[str]) -> None:
         overrides: ``key=value`` words as for ``lifelong-train``.
     """
     directory = Path("outputs/quickstart") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    configs = _compose(directory, ["benchmark=mnist_usps", *overrides])
-    from lifelong.jobs import build_job
-    from lifelong.report.picture import draw_retention
-    from lifelong.report.table import print_results
-    from lifelong.run import learn_sequence, stage_checkpoint
-
-    if not _images_are_to_be_had(configs["ewc"]):
+    configs = _both_methods(directory, ["benchmark=mnist_usps", *overrides])
+    if not _images_are_to_be_had(configs[0]):
         say(
             "MNIST and USPS are not here and cannot be downloaded: "
             "falling back to the embedded digits (1,797 real images that scikit-learn installs)"
         )
-        embedded = [o for o in overrides if not o.startswith("benchmark=")]
-        configs = _compose(directory, ["benchmark=embedded_digits", *embedded])
-    summaries = []
-    start: Path | None = None
-    for config in configs.values():
-        _keep(config)
-        job = build_job(config)
-        first = job.benchmark.task_names[0]
-        say(f"{config.method.name}: {' then '.join(job.benchmark.task_names)}")
-        summaries.append(learn_sequence(job, start=start))
-        start = start or stage_checkpoint(job.directory, 0, first)
+        others = [word for word in overrides if not word.startswith("benchmark=")]
+        configs = _both_methods(directory, ["benchmark=embedded_digits", *others])
+    tasks = " then ".join(configs[0].benchmark.tasks)
+    say(f"learning {tasks} with EWC, and again from the learnt first task with fine-tuning")
+    summaries = list(learn_branches(configs))
+    from lifelong.report.picture import draw_retention
+    from lifelong.report.table import print_results
+
     picture = draw_retention(summaries, directory / "retained.png")
     print_results(summaries, directory, picture=picture)
 
 
-def _compose(directory: Path, overrides: list[str]) -> dict[str, DictConfig]:
-    configs = {}
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for method in ("ewc", "finetune"):
-            own = [f"method={method}", f"output_dir={directory / method}"]
-            mine = [o for o in overrides if method == "ewc" or not o.startswith("method.ewc_lambda")]
-            configs[method] = compose("train", overrides=[*mine, *own])
-            check(configs[method])
+def _both_methods(directory: Path, overrides: list[str]) -> list[DictConfig]:
+    configs = []
+    for method in ("ewc", "finetune"):
+        # What sets λ is meant for EWC: fine-tuning is λ = 0.
+        mine = [w for w in overrides if method == "ewc" or not w.startswith("method.")]
+        own = [f"method={method}", f"output_dir={directory / method}"]
+        configs.append(compose_run([*own, *mine]))
     return configs
 
 
@@ -74,13 +64,7 @@ def _images_are_to_be_had(config: DictConfig) -> bool:
     return True
 
 
-def _keep(config: DictConfig) -> None:
-    folder = Path(config.output_dir) / ".hydra"
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / "config.yaml")
-
-
-def main(argv: list[str] | None = None) -> Any:
+def main(argv: list[str] | None = None) -> None:
     """The console script.
 
     Args:

@@ -7,9 +7,7 @@ import torch
 
 from lifelong.core import average_accuracy, backward_transfer, forgetting, forward_transfer
 
-MATRIX = torch.tensor(
-    [[0.9, 0.4, 0.1], [0.8, 0.9, 0.3], [0.85, 0.6, 0.95]], dtype=torch.float64
-)
+MATRIX = torch.tensor([[0.9, 0.4, 0.1], [0.8, 0.9, 0.3], [0.85, 0.6, 0.95]], dtype=torch.float64)
 
 
 def test_three_tasks_by_hand() -> None:

@@ -22,11 +22,13 @@ def draw(generator: torch.Generator, *, zeros: bool = False) -> Tensors:
 
 
 def summed(theta: Tensors, anchors: list[Tensors], fishers: list[Tensors]) -> Tensor:
-    return torch.stack([
-        0.5 * (f[name] * (theta[name] - a[name]).square()).sum()
-        for a, f in zip(anchors, fishers, strict=True)
-        for name in SHAPES
-    ]).sum()
+    return torch.stack(
+        [
+            0.5 * (f[name] * (theta[name] - a[name]).square()).sum()
+            for a, f in zip(anchors, fishers, strict=True)
+            for name in SHAPES
+        ]
+    ).sum()
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 7, 20])
@@ -116,7 +118,10 @@ def test_a_fresh_penalty_loads_any_state_strictly() -> None:
     penalty = QuadraticPenalty()
     for _ in range(2):
         penalty.fold(draw(generator), draw(generator, zeros=True))
-    holder, fresh = nn.ModuleDict({"penalty": penalty}), nn.ModuleDict({"penalty": QuadraticPenalty()})
+    holder, fresh = (
+        nn.ModuleDict({"penalty": penalty}),
+        nn.ModuleDict({"penalty": QuadraticPenalty()}),
+    )
     fresh.load_state_dict(holder.state_dict(), strict=True)
     theta = draw(generator)
     assert fresh["penalty"](theta).item() == penalty(theta).item() > 0

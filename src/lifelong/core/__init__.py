@@ -1,4 +1,4 @@
-"""The mathematics: importance of parameters, penalties, figures. Imports torch and jaxtyping alone."""
+"""The mathematics: importance, penalties, figures. Imports torch and jaxtyping alone."""
 
 from lifelong.core.accuracy import (
     average_accuracy,
@@ -7,13 +7,20 @@ from lifelong.core.accuracy import (
     forward_transfer,
 )
 from lifelong.core.fisher import fisher_diagonal
+from lifelong.core.kronecker import KroneckerFactors, kronecker_factors
+from lifelong.core.kronecker_penalty import KroneckerPenalty
 from lifelong.core.penalty import QuadraticPenalty
+from lifelong.core.proximal import step_sizes
 
 __all__ = [
+    "KroneckerFactors",
+    "KroneckerPenalty",
     "QuadraticPenalty",
     "average_accuracy",
     "backward_transfer",
     "fisher_diagonal",
     "forgetting",
     "forward_transfer",
+    "kronecker_factors",
+    "step_sizes",
 ]

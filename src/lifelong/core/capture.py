@@ -118,9 +118,7 @@ class Capture:
             For each call the gradient with the shape of its output, None where it has no influence.
         """
         edges = [one.edge for one in calls]
-        return torch.autograd.grad(
-            output, edges, direction, retain_graph=True, allow_unused=True
-        )
+        return torch.autograd.grad(output, edges, direction, retain_graph=True, allow_unused=True)
 
     def _record(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

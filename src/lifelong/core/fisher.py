@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core.capture import Call, Capture, uses_of_parameters
-from lifelong.core.labels import Labels, check_labels
+from lifelong.core.labels import Labels
 from lifelong.core.passes import Chunk, Plan, Progress, chunks
 from lifelong.core.per_example import looped_squares, vectorised_squares
 from lifelong.core.rules import rule_for
-from lifelong.core.squares import BlockSquares, LinearSquares, Source, Squares, TokenSquares
+from lifelong.core.squares import BLOCK, BlockSquares, LinearSquares, Source, Squares, TokenSquares
 from lifelong.core.traceless import traceless
 
-THRESHOLD = 1e-7
+# the error on trained perceptrons is about this share: a third of the promised 1e-6
+THRESHOLD = 3e-7
 
 
 def fisher_diagonal(
@@ -23,37 +24,83 @@ def fisher_diagonal(
     *,
     labels: Labels = "exact",
     samples: int | None = None,
-    threshold: float = THRESHOLD,
+    threshold: int | float = THRESHOLD,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
     chunk: int | None = None,
 ) -> dict[str, Tensor]:
-    """TODO."""
-    check_labels(labels)
-    seen = _Seen(progress)
-    plan = Plan(labels, samples, threshold, generator, seen, chunk)
+    """Return how much each parameter matters to the predictions, the Fisher information's diagonal.
+
+        F_i = (1/N) Σ_n E_y [(∂ log p(y | x_n) / ∂θ_i)²]
+
+    Scale: a mean over examples of squared scores of single examples, in nats per squared unit of
+    the parameter. It does not grow with the number of examples, and how they are cut into batches
+    makes no difference. Where an example has several labels, `[N, ..., C]`, its score is their sum.
+
+    Exact labels take the expectation over the network's own probabilities p, in C − 1 backward
+    passes for C classes. With the classes sorted by falling probability, ḡ the mean score of those
+    after r, tails `q_r = Σ_{j≥r} p_j` and weights `w_r = p_r q_{r+1} / q_r`,
+
+        Σ_c p_c g_c² = Σ_{r<C} w_r (g_r − ḡ)².
+
+    Of these terms the lightest are left out: those whose weights sum to at most `threshold` times
+    the weights of all terms (of some thousand examples at a time). Every term is ≥ 0, so that no
+    entry gets too large, and the trace falls short, and the absolute errors sum up, by at most the
+    share `threshold · max ‖g_r − ḡ‖² / mean ‖g_r − ḡ‖²` (maximum over the terms left out, mean over
+    all, weighted). Measured at the default on perceptrons 784-1024-512-256-128-128-10 after 1 and 5
+    epochs of MNIST: 1.5e-7 and 2.4e-7. With 0 the sum is the true one.
+
+    Linear, Conv1d, Conv2d, Embedding, LayerNorm, GroupNorm and BatchNorm take all examples of a
+    chunk at once. Parameters that are used in any other way take per-example gradients: the same
+    numbers, more slowly. The network is evaluated in eval mode, without autocast, and left as it
+    was.
+
+    Args:
+        network: A classifier with a softmax over its output's last dimension, on any device. A
+            tuple x becomes its arguments, a dict its keyword arguments.
+        batches: Pairs `(x, y)` with the examples along the first dimension `[N, ...]`; y `[N, ...]`
+            is looked at for empirical labels only.
+        labels: "exact", the expectation over the network's probabilities; "sampled", one draw from
+            them; "empirical", the y of the batches.
+        samples: Use the first so many examples only (shuffle the batches if they are ordered).
+        threshold: The share of the labels' variance that exact labels may leave out, below 1.
+        generator: The randomness of sampled labels; the global one if None, its state is put back.
+        progress: Called with the number of examples done and in all (None where unknown).
+        chunk: How many examples are evaluated at once; by memory, at most 512, if None.
+
+    Returns:
+        For the name of every parameter that requires a gradient a tensor of its shape; zeros where
+        the output does not depend on it.
+
+    Raises:
+        ValueError: If there is no example, an output is no finite `[N, ..., C]`, examples of a
+            batch influence each other, empirical labels do not fit, or an option is out of range.
+
+    Source: Kirkpatrick et al. (2017), Overcoming catastrophic forgetting, eq. 3; Martens (2020),
+    New insights and perspectives on the natural gradient method, for the expectation over the
+    network's own labels.
+
+    >>> network = nn.Linear(1, 2, bias=False)
+    >>> _ = nn.init.zeros_(network.weight)  # so p = (½, ½) for every x
+    >>> batches = [(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]))]
+    >>> fisher_diagonal(network, batches)["weight"]  # mean of p (1 − p) x² = ¼ (1 + 9) / 2
+    tensor([[1.2500],
+            [1.2500]])
+    """  # noqa: DOC502 - raised by what is called
+    plan = Plan(labels, samples, threshold, generator, progress, chunk)
     with traceless(network), Capture(network, lambda m: rule_for(m) is not None) as capture:
-        diagonal = _Diagonal(network)
+        diagonal = Diagonal(network)
         for part in chunks(capture, batches, plan):
             diagonal.add(part)
-        return diagonal.mean(seen.done)
+        return diagonal.mean(plan.done)
 
 
-class _Seen:
-    """Counts the examples and passes the news on."""
+class Diagonal:
+    """The sum of squared scores over the chunks that it was given.
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.done = 0
-        self._progress = progress
-
-    def __call__(self, done: int, total: int | None) -> None:
-        self.done = done
-        if self._progress is not None:
-            self._progress(done, total)
-
-
-class _Diagonal:
-    """The sum of squared scores over the chunks that it was given."""
+    Args:
+        network: The network.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
@@ -66,31 +113,42 @@ class _Diagonal:
         }
 
     def add(self, chunk: Chunk) -> None:
-        """Add the squared scores of a chunk."""
-        used, rest = self._sources(chunk)
-        squares = self._squares(used)
-        calls = list(chunk.calls)
-        kept = []
-        for direction in chunk.directions:
+        """Add the squared scores of a chunk.
+
+        Args:
+            chunk: The examples, their graph and the directions to pull back.
+        """
+        covered, rest = self._sources(chunk)
+        squares = self._squares(covered)
+        kept: list[Tensor] = []
+        for direction in chunk.directions if squares or rest else ():
             if squares:
-                deltas = Capture.gradients(chunk.output, direction, calls)
+                deltas = Capture.gradients(chunk.output, direction, chunk.calls)
                 for one in squares:
                     one.add(deltas)
             if rest:
                 kept.append(direction)
+                if (len(kept) + 1) * direction.numel() > BLOCK:
+                    self._fall_back(chunk, rest, kept)
+                    kept = []
         for one in squares:
             one.finish(self._total)
         if kept:
             self._fall_back(chunk, rest, kept)
 
     def mean(self, n: int) -> dict[str, Tensor]:
-        """Return the sums divided by the number of examples, in the parameters' precision."""
+        """Return the sums divided by the number of examples, in the parameters' precision.
+
+        Args:
+            n: The number of examples.
+
+        Returns:
+            The diagonal, by the parameters' names.
+        """
         return {name: (t / n).to(self._params[name].dtype) for name, t in self._total.items()}
 
-    def _sources(
-        self, chunk: Chunk
-    ) -> tuple[dict[str, list[Source]], dict[str, nn.Parameter]]:
-        """Find the parameters whose every use is a call that a rule covers, and the rest."""
+    def _sources(self, chunk: Chunk) -> tuple[dict[str, list[Source]], dict[str, nn.Parameter]]:
+        # parameters whose every use is a call that a rule covers, and the rest that is used
         uses, nodes = uses_of_parameters(chunk.output)
         sources: dict[str, list[Source]] = {}
         for index, one in enumerate(chunk.calls):
@@ -112,15 +170,17 @@ class _Diagonal:
     def _squares(self, sources: dict[str, list[Source]]) -> list[Squares]:
         squares: list[Squares] = []
         linear: dict[int, dict[str, tuple[str, Source]]] = {}
+        room = BLOCK // max(1, len(sources))
         for name, found in sources.items():
             first = found[0]
             alone = len(found) == 1
-            if alone and isinstance(first.module, nn.Linear) and first.a[0].numel() == first.a.shape[-1]:
+            met_once = first.a[0].numel() == first.a.shape[-1]
+            if alone and met_once and isinstance(first.module, nn.Linear):
                 linear.setdefault(first.index, {})[first.name] = (name, first)
             elif alone and isinstance(first.module, nn.Embedding):
                 squares.append(TokenSquares(first, name))
             else:
-                squares.append(BlockSquares(found, name, self._params[name].numel()))
+                squares.append(BlockSquares(found, name, self._params[name].numel(), room))
         for parts in linear.values():
             weight_name, weight = parts.get("weight", ("", None))
             bias_name, bias = parts.get("bias", ("", None))

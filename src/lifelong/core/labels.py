@@ -1,20 +1,23 @@
 """Over which labels the score is averaged, as directions in the network's output.
 
-The score of label c is the gradient of `log p_c`; at the logits it is `e_c − p`. Whatever the kind of
-labels, one example's share of the Fisher information is `Σ_r (Jᵀ u_r)(Jᵀ u_r)ᵀ` with directions
-`u_r` in the space of logits and the Jacobian J of the logits: one backward pass for each direction.
+The score of label c is the gradient of `log p_c`; at the logits it is `e_c − p`. Whatever the kind
+of labels, one example's share of the Fisher information is `Σ_r (Jᵀ u_r)(Jᵀ u_r)ᵀ` with directions
+`u_r` in the space of logits and the logits' Jacobian J: one backward pass for each direction.
 """
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-Labels = Literal["exact", "sampled", "empirical"]
+KINDS = ("exact", "sampled", "empirical")
+# one of KINDS: checked with a message that names them, as it is what users type
+Labels: TypeAlias = str
 
 
-def check_labels(labels: str) -> None:
+def check_labels(labels: Labels) -> None:
     """Refuse an unknown kind of labels.
 
     Args:
@@ -23,8 +26,8 @@ def check_labels(labels: str) -> None:
     Raises:
         ValueError: If it is not one of the three.
     """
-    if labels not in get_args(Labels):
-        wanted = ", ".join(repr(kind) for kind in get_args(Labels))
+    if labels not in KINDS:
+        wanted = ", ".join(repr(kind) for kind in KINDS)
         raise ValueError(f"labels={labels!r} came; wanted one of {wanted}: type labels='exact'")
 
 
@@ -37,8 +40,8 @@ class Contrasts:
         w_r = p_r q_{r+1} / q_r,
 
     each class against the mean of those less probable: the Cholesky factor of a multinomial
-    covariance in closed form. So the expectation over C classes costs C − 1 backward passes, exactly,
-    and `w_r ≤ min(p_r, q_{r+1})` falls with r, so that a confident network needs only the first few.
+    covariance in closed form. So the expectation over C classes costs C − 1 backward passes,
+    exactly, and `w_r ≤ min(p_r, q_{r+1})` falls with r: a confident network needs the first few.
 
     Scale: nothing is averaged. Several positions of one example, `[N, ..., C]`, are independent
     labels, so that the directions of all of them add up; they are sorted by weight together.
@@ -60,16 +63,17 @@ class Contrasts:
     True
     """
 
-    def __init__(self, logits: Tensor) -> None:
-        self._logits = logits
-        wide = logits.detach().flatten(1, -2) if logits.ndim > 2 else logits.detach().unsqueeze(1)
+    def __init__(self, logits: Float[Tensor, "n *p c"]) -> None:
+        self._dtype, self._shape = logits.dtype, logits.shape
+        wide = logits.detach()
+        wide = wide.flatten(1, -2) if wide.ndim > 2 else wide.unsqueeze(1)
         if logits.device.type != "mps":  # which has no float64
             wide = wide.double()
         self._p, self._order = wide.softmax(-1).sort(dim=-1, descending=True)
         # summed from the small end: 1 − Σ would lose what a confident network leaves
         self._tail = self._p.flip(-1).cumsum(-1).flip(-1)
-        head, rest = self._p[..., :-1], self._tail[..., 1:]
-        weights = (head * rest / self._tail[..., :-1].clamp_min(torch.finfo(wide.dtype).tiny)).flatten(1)
+        whole = self._tail[..., :-1].clamp_min(torch.finfo(wide.dtype).tiny)
+        weights = (self._p[..., :-1] * self._tail[..., 1:] / whole).flatten(1)
         self._rank: Tensor | None = None
         if wide.shape[1] > 1:
             weights, self._rank = weights.sort(dim=-1, descending=True)
@@ -100,10 +104,10 @@ class Contrasts:
         d = torch.where(rest > 0, d, 0) * self.weights[:, index : index + 1].sqrt()
         u = torch.zeros_like(self._p)
         u[example, position] = torch.zeros_like(p).scatter_(1, order, d)
-        return u.to(self._logits.dtype).view(self._logits.shape)
+        return u.to(self._dtype).view(self._shape)
 
 
-def kept_directions(weights: Tensor, threshold: float) -> Tensor:
+def kept_directions(weights: Tensor, threshold: int | float) -> Tensor:
     """Count the directions of each example that are needed.
 
     The lightest ones of all examples together are left out as long as their weights sum to at most
@@ -124,7 +128,9 @@ def kept_directions(weights: Tensor, threshold: float) -> Tensor:
     return (weights >= flat[dropped]).sum(dim=1)
 
 
-def sampled_direction(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+def sampled_direction(
+    logits: Float[Tensor, "n *p c"], generator: torch.Generator | None
+) -> Float[Tensor, "n *p c"]:
     """Return `e_y − p` for one label a position, drawn from the model's own probabilities.
 
     Args:
@@ -143,7 +149,9 @@ def sampled_direction(logits: Tensor, generator: torch.Generator | None) -> Tens
     return _one_hot_minus(p, y)
 
 
-def empirical_direction(logits: Tensor, y: Tensor | None) -> Tensor:
+def empirical_direction(
+    logits: Float[Tensor, "n *p c"], y: Tensor | None
+) -> Float[Tensor, "n *p c"]:
     """Return `e_y − p` for the given labels.
 
     Args:
@@ -177,7 +185,7 @@ def _one_hot_minus(p: Tensor, y: Tensor) -> Tensor:
 
 
 def directions(
-    logits: Tensor,
+    logits: Float[Tensor, "n *p c"],
     labels: Labels,
     y: Tensor | None,
     generator: torch.Generator | None,
@@ -195,6 +203,7 @@ def directions(
     Yields:
         Directions `[N, ..., C]`.
     """
+    logits = logits.detach()  # a direction holds no graph
     if labels == "sampled":
         yield sampled_direction(logits, generator)
     elif labels == "empirical":

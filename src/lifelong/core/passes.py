@@ -1,10 +1,11 @@
 """Cut a stream of batches into chunks of examples, each with the directions to be pulled back.
 
-This is the loop that every estimate of the Fisher information shares: `fisher_diagonal` squares what
-comes back, the Kronecker factors take outer products.
+This is the loop that every estimate of the Fisher information shares: `fisher_diagonal` squares
+what comes back, the Kronecker factors take outer products.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core.capture import Call, Capture
-from lifelong.core.labels import Contrasts, Labels, directions, kept_directions
-from lifelong.core.rows import Rows, bytes_per_row, call, count, map_rows, regroup, tensors_of
+from lifelong.core.labels import Contrasts, Labels, check_labels, directions, kept_directions
+from lifelong.core.layout import Layout, checked
+from lifelong.core.replay import Replay
+from lifelong.core.rows import Rows, bytes_per_row, call, count, map_rows, regroup, take
 from lifelong.core.traceless import device_of
 
 Progress = Callable[[int, int | None], None]
 
-# examples whose passes are planned together, and their memory; what their graph may take
-_BUFFER_ROWS, _BUFFER_BYTES, _GRAPH_BYTES, _CHUNK_ROWS = 8192, 2**24, 2**25, 1024
+# of the examples whose passes are planned together: their number, and the memory of their inputs,
+# of what linear layers put out for them, and of the weights of their directions
+_BUFFER_ROWS, _INPUT_BYTES, _REPLAY_BYTES, _WEIGHT_BYTES = 8192, 2**24, 2**25, 2**23
 
 
 @dataclass
@@ -30,11 +34,11 @@ class Chunk:
         x: The examples.
         output: The network's output `[N, ..., C]`.
         calls: The recorded calls.
-        directions: The directions in the output whose pullbacks `J^T u` make up the Fisher
-            information: per example `F = Σ_r (Jᵀ u_r)(Jᵀ u_r)ᵀ`, to be divided by the number of
-            examples. To be walked through once.
-        example_dim: For each module that was recorded, the dimension of its output that counts
-            examples; a module that is missing has no such dimension in some call.
+        directions: The directions in the output whose pullbacks make up the Fisher information: per
+            example `F = Σ_r (Jᵀ u_r)(Jᵀ u_r)ᵀ`, to be summed over the chunks and divided by the
+            number of examples. To be walked through once.
+        example_dim: For each recorded module, the dimension of its output that counts examples; a
+            module that is missing has no such dimension in some call.
     """
 
     x: Rows
@@ -46,6 +50,10 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.output)
 
+    def release(self) -> None:
+        """Let go of the graph."""
+        self.output, self.calls, self.directions = self.output.detach(), (), iter(())
+
 
 @dataclass
 class Plan:
@@ -53,26 +61,40 @@ class Plan:
 
     Attributes:
         labels: Over which labels the score is averaged.
-        samples: How many examples to use, all if None.
+        samples: How many examples to use, the first ones; all if None.
         threshold: The share of the labels' variance that may be left out, see `fisher_diagonal`.
         generator: The randomness of sampled labels.
         progress: Called with the number of examples done and in all (None where unknown).
         chunk: The number of examples in one graph; chosen by memory if None.
+        done: The number of examples that the pass has covered so far.
     """
 
     labels: Labels = "exact"
     samples: int | None = None
-    threshold: float = 0.0
+    threshold: int | float = 0.0
     generator: torch.Generator | None = None
     progress: Progress | None = None
     chunk: int | None = None
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels)
+        if not 0 <= self.threshold < 1:
+            raise ValueError(
+                f"threshold={self.threshold} came; wanted a share from 0 up to 1: type threshold=0"
+            )
+        for name, value in (("samples", self.samples), ("chunk", self.chunk)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} came; wanted at least 1: type {name}=None")
 
 
 def chunks(capture: Capture, batches: Iterable[Any], plan: Plan) -> Iterator[Chunk]:
-    """Yield chunks of examples that together cover the batches, once each.
+    """Yield chunks of examples that together cover the batches, and count them in `plan.done`.
 
     How the examples were cut into batches makes no difference. To be used inside `traceless` and
-    the capture's `with` block. A chunk's graph is gone when the next one is asked for.
+    the capture's `with` block. A chunk's graph is gone when the next one is asked for. Examples
+    that need no pass (the network is certain of them) are counted and come in no chunk: divide sums
+    by `plan.done`.
 
     Args:
         capture: The network, and what to record of it.
@@ -80,70 +102,55 @@ def chunks(capture: Capture, batches: Iterable[Any], plan: Plan) -> Iterator[Chu
         plan: What is wanted.
 
     Yields:
-        The chunks. Examples that need no pass at all (a network that is certain) come in none:
-        divide by the number of examples that `plan.progress` counts, or use `counted`.
+        The chunks.
 
     Raises:
         ValueError: If there are no examples, or an output is no finite `[N, ..., C]`.
     """
-    network = capture.network
-    device = device_of(network)
-    layout = None
-    done, total = 0, _total(batches, plan.samples)
+    device = device_of(capture.network)
+    total = _total(batches, plan.samples)
+    layouts: list[Layout] = []
 
     def buffer_rows(x: Rows) -> int:
-        return max(2, min(_BUFFER_ROWS, _BUFFER_BYTES // max(1, bytes_per_row(x))))
+        some = map_rows(lambda t: t[:3].to(device), x)
+        layouts.append(Layout(capture, some))
+        weights = 8 * layouts[0].directions
+        return max(
+            1,
+            min(
+                _BUFFER_ROWS,
+                _INPUT_BYTES // max(1, bytes_per_row(x)),
+                _REPLAY_BYTES // max(1, layouts[0].replay_bytes),
+                _WEIGHT_BYTES // weights,
+            ),
+        )
 
     for x, y in regroup(batches, buffer_rows, plan.samples):
-        n = count(x)
-        if n == 0:
-            continue
         x = map_rows(lambda t: t.to(device), x)
-        layout = layout or _Layout(capture, x)
-        rows = plan.chunk or layout.chunk_rows
-        for index, needed in _order(network, x, plan, rows):
-            part = x if index is None else map_rows(lambda t, i=index: t[i], x)
-            output = checked(capture.run(part), count(part))
-            targets = None if y is None else y.to(device) if index is None else y.to(device)[index]
-            found = directions(output, plan.labels, targets, plan.generator, needed)
-            yield Chunk(part, output, capture.calls, found, layout.example_dim)
-        done += n
+        y = None if y is None else y.to(device)
+        before, layout = plan.done, layouts[0]
+        for part in _planned(capture.network, x, plan, layout):
+            with part.replay or nullcontext():
+                some = take(x, part.index)
+                output = checked(capture.run(some), count(some))
+            targets = None if y is None else y[part.index]
+            found = directions(output, plan.labels, targets, plan.generator, part.needed)
+            chunk = Chunk(some, output, tuple(capture.calls), found, layout.example_dim)
+            capture.calls.clear()
+            del output, found
+            yield chunk
+            chunk.release()
+            plan.done = before + part.stop
+            if plan.progress is not None and part.stop < count(x):
+                plan.progress(plan.done, total)
+        plan.done = before + count(x)
         if plan.progress is not None:
-            plan.progress(done, total)
-    if not done:
+            plan.progress(plan.done, total)
+    if not plan.done:
         raise ValueError(
             "the batches hold no example; wanted at least one: an iterator that was used up is "
             "empty, pass a list or a DataLoader"
         )
-
-
-def checked(output: Tensor, n: int) -> Tensor:
-    """Return the network's output if it can be the logits of n examples.
-
-    Args:
-        output: What the network returned.
-        n: The number of examples it was given.
-
-    Returns:
-        The output.
-
-    Raises:
-        ValueError: If its shape does not fit, or a number in it is not finite.
-    """
-    if output.ndim < 2 or len(output) != n or output.shape[-1] < 2:
-        raise ValueError(
-            f"the network's output has shape {tuple(output.shape)} for {n} examples; wanted "
-            f"[{n}, ..., C] with the scores of C ≥ 2 classes in the last dimension"
-        )
-    finite = output.detach().isfinite()
-    if not finite.all():
-        bad = (~finite).flatten(1).any(dim=1)
-        first = output.detach()[~finite][0].item()
-        raise ValueError(
-            f"the network's output is {first} for {int(bad.sum())} of {n} examples; wanted finite "
-            "logits: look for a diverged network or bad inputs"
-        )
-    return output
 
 
 def _total(batches: Iterable[Any], samples: int | None) -> int | None:
@@ -153,79 +160,33 @@ def _total(batches: Iterable[Any], samples: int | None) -> int | None:
     return samples
 
 
-def _order(
-    network: nn.Module, x: Rows, plan: Plan, rows: int
-) -> Iterator[tuple[Tensor | slice | None, int | None]]:
-    """Yield which examples go into one chunk, and how many directions they need."""
-    n = count(x)
-    if plan.labels != "exact" or plan.threshold == 0:
-        for start in range(0, n, rows):
-            yield slice(start, start + rows), None
+@dataclass
+class _Part:
+    """Examples of a buffer that are evaluated together: which, how far, and their directions."""
+
+    index: Tensor | slice
+    stop: int
+    needed: int | None = None
+    replay: Any = None
+
+
+def _planned(network: nn.Module, x: Rows, plan: Plan, layout: Layout) -> Iterator[_Part]:
+    n, rows = count(x), plan.chunk or layout.chunk_rows
+    starts = range(0, n, rows)
+    if plan.labels != "exact" or plan.threshold == 0 or layout.directions < 3:
+        for start in starts:
+            yield _Part(slice(start, start + rows), min(n, start + rows))
         return
+    replay = Replay(layout.replayed)
     weights = []
-    with torch.no_grad():
-        for start in range(0, n, rows):
-            part = map_rows(lambda t, start=start: t[start : start + rows], x)
-            output = checked(call(network, part), count(part))
-            weights.append(Contrasts(output).weights)
+    with torch.no_grad(), replay.recording(len(starts)):
+        for start in starts:
+            some = take(x, slice(start, start + rows))
+            weights.append(Contrasts(checked(call(network, some), count(some))).weights)
     needed = kept_directions(torch.cat(weights), plan.threshold)
-    # examples of about equal need share a chunk: a pass serves all of it
+    # examples of about equal need share a chunk, for a pass serves all of it
     needed, order = needed.sort(descending=True, stable=True)
-    for start in range(0, n, rows):
-        most = int(needed[start])
+    for start, most in zip(starts, needed[::rows].tolist(), strict=True):
         if most:
-            yield order[start : start + rows], most
-
-
-class _Layout:
-    """Learn from two tiny batches which dimension counts examples, and what an example's graph takes.
-
-    Two and three examples tell the two apart from every other dimension, whatever the sizes of the
-    chunks to come: a `[T, N, d]` input with T = N must not be taken for examples first.
-    """
-
-    def __init__(self, capture: Capture, x: Rows) -> None:
-        self._own = {t.untyped_storage().data_ptr() for t in _state(capture.network)}
-        device = tensors_of(x)[0].device
-        shapes, sizes = [], []
-        for n in (2, 3):
-            index = torch.arange(n, device=device) % count(x)
-            self._held: dict[int, int] = {}
-            with torch.autograd.graph.saved_tensors_hooks(self._weigh, lambda t: t):
-                output = capture.run(map_rows(lambda t, index=index: t[index], x))
-                checked(output, n)
-            self._weigh(output)
-            shapes.append([(c.module, c.output_shape) for c in capture.calls])
-            sizes.append(sum(self._held.values()))
-        capture.calls.clear()
-        each = max(1, sizes[1] - sizes[0])
-        self.chunk_rows = max(1, min(_CHUNK_ROWS, _GRAPH_BYTES // each))
-        self.example_dim = self._example_dims(*shapes)
-
-    def _weigh(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own:
-            self._held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    @staticmethod
-    def _example_dims(
-        two: list[tuple[nn.Module, torch.Size]], three: list[tuple[nn.Module, torch.Size]]
-    ) -> dict[nn.Module, int]:
-        if [module for module, _ in two] != [module for module, _ in three]:
-            return {}
-        found: dict[nn.Module, set[int]] = {}
-        for (module, small), (_, large) in zip(two, three, strict=True):
-            changed = {d for d, (a, b) in enumerate(zip(small, large, strict=False)) if a != b}
-            counts = len(small) == len(large) and all(
-                (small[d], large[d]) == (2, 3) for d in changed
-            )
-            # not one dimension, or one that does not count examples: no rule may use the module
-            dims = changed if counts and len(changed) == 1 else {-1, -2}
-            found.setdefault(module, set()).update(dims)
-        return {module: dims.pop() for module, dims in found.items() if len(dims) == 1}
-
-
-def _state(network: nn.Module) -> Iterator[Tensor]:
-    yield from network.parameters()
-    yield from network.buffers()
+            index = order[start : start + rows]
+            yield _Part(index, min(n, start + rows), most, replay.of(index))

@@ -1,4 +1,4 @@
-"""The quadratic penalty Ω: any number of consolidated tasks, folded into one anchor and one weight."""
+"""The quadratic penalty Ω: any number of consolidated tasks, folded into one."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lifelong.core.proximal import proximal_step_
 
 # Elements handled together, so that a piece of θ, θ̄, F and the gradient stay in a core's cache
-# between the two passes over them (four pieces of 256 KiB; measured by `make bench`).
+# between the two passes over them: four pieces of 256 KiB.
 PIECE = 65_536
 
 
@@ -17,10 +17,11 @@ class QuadraticPenalty(nn.Module):
     r"""The price of moving away from what earlier tasks consolidated.
 
     Ω(θ) = ½ Σ_t Σ_i F_t,i (θ_i − θ_t,i)², kept as **one** quadratic
-    ½ Σ_i F̄_i (θ_i − θ̄_i)² + c with F̄ = Σ_t F_t and θ̄ = Σ_t F_t θ_t / F̄ (where F̄ = 0, the newest θ).
+    ½ Σ_i F̄_i (θ_i − θ̄_i)² + c with F̄ = Σ_t F_t and θ̄ = Σ_t F_t θ_t / F̄ (where F̄ = 0, the newest
+    θ).
     Memory and time do not grow with the number of tasks, and the value is the true sum because the
-    constant c is kept. The ½ lives here and nowhere else; Ω is without λ, in nats when F is a Fisher
-    information.
+    constant c is kept. The ½ lives here and nowhere else; Ω is without λ, in nats when F is a
+    Fisher information.
 
     The state is buffers: it follows ``.to()``, is part of ``state_dict()``, and loads with
     ``strict=True`` into a fresh instance. Parameters that were never consolidated (a head added
@@ -99,7 +100,7 @@ class QuadraticPenalty(nn.Module):
 
         Source:
             Schwarz et al. 2018, eq. 9, for γ < 1.
-        """
+        """  # noqa: DOC502
         _check_fold(params, importance, decay)
         total = sum(float(f.double().sum()) for f in importance.values())
         shift = self.damping * total / max(1, sum(f.numel() for f in importance.values()))
@@ -235,7 +236,7 @@ class QuadraticPenalty(nn.Module):
 
 
 def _set_buffer(tree: nn.Module, name: str, value: Tensor) -> None:
-    """Keep ``value`` under a dotted parameter name, so that ``named_buffers`` speaks the same names."""
+    """Keep ``value`` under a dotted name, as ``named_parameters`` has it."""
     *path, leaf = name.split(".")
     for part in path:
         if part not in tree._modules:

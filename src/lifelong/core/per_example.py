@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lifelong.core.rows import Rows, call, map_rows
+from lifelong.core.rows import Rows, call, map_rows, take
 from lifelong.core.squares import BLOCK, widened
 
 
@@ -27,7 +28,7 @@ def looped_squares(
     wide = torch.float32 if directions[0].device.type == "mps" else torch.float64
     total = {name: torch.zeros_like(p, dtype=wide) for name, p in params.items()}
     for i in range(len(directions[0])):
-        output = call(network, map_rows(lambda t, i=i: t[i : i + 1], x))
+        output = call(network, take(x, slice(i, i + 1)))
         for direction in directions:
             gradients = torch.autograd.grad(
                 output,
@@ -66,7 +67,7 @@ def vectorised_squares(
                 return functional_call(network, some, (), alone)
             return functional_call(network, some, alone)
 
-        _, pull = vjp(output, values)
+        pull = vjp(output, values)[1]
         (gradients,) = vmap(pull)(weights.unsqueeze(1))
         return {name: widened(g).square().sum(dim=0) for name, g in gradients.items()}
 
@@ -75,9 +76,9 @@ def vectorised_squares(
     weights = torch.stack(list(directions), dim=1)
     total: dict[str, Tensor] = {}
     # the other parameters need no graph of their own
-    with torch.no_grad():
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows
         for start in range(0, len(weights), rows):
-            block = map_rows(lambda t, start=start: t[start : start + rows], x)
+            block = take(x, slice(start, start + rows))
             found = vmap(squares_of_one)(block, weights[start : start + rows])
             for name, squares in found.items():
                 share = squares.sum(dim=0)

@@ -1,6 +1,6 @@
 """The proximal step on the penalty, in the metric of the optimizer that stepped on the loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 StepSize = float | Tensor
+_Settings = Mapping[str, Any]
 
 
 def shrinkage(curvature: Tensor, step: StepSize, weight: float) -> Tensor:
@@ -45,8 +46,8 @@ def proximal_step_(
 
     θ ← (θ + sλF θ̄) / (1 + sλF), computed as θ += w (θ̄ − θ) with w = sλF / (1 + sλF).
 
-    Scale: s in units of θ² a nat, F in nats over θ² (a mean over examples), λ without unit. The step
-    is stable for every λ ≥ 0; λ = 0 leaves θ as it is, bit by bit.
+    Scale: s in units of θ² a nat, F in nats over θ² (a mean over examples), λ without unit. The
+    step is stable for every λ ≥ 0; λ = 0 leaves θ as it is, bit by bit.
 
     Args:
         param: θ, [*shape], changed in place; after the optimizer's own step on the loss.
@@ -67,48 +68,93 @@ def proximal_step_(
         >>> theta  # (4 + 0.5·2·1·0) / (1 + 0.5·2·1) and 4
         tensor([2., 4.])
     """
-    check_weight(weight)
+    if not 0.0 <= weight < float("inf"):
+        raise ValueError(f"weight is {weight}; it must be a finite number of at least 0")
     if weight == 0.0:
         return
     param.add_(shrinkage(importance, step, weight).mul_(anchor - param))
 
 
-def check_weight(weight: float) -> None:
-    """Refuse a λ for which no proximal step exists.
+class StepSizes(dict[Tensor, StepSize]):
+    """How far an optimizer moves each parameter per unit of gradient, and where each one came from.
+
+    Parameter → s: a float for SGD, a tensor in the parameter's shape for Adam and AdamW. Made by
+    ``step_sizes``; valid until the optimizer's next step.
 
     Args:
-        weight: λ.
-
-    Raises:
-        ValueError: when ``weight`` is negative or not finite.
+        optimizer: SGD, Adam or AdamW, after its ``step()``.
     """
-    if not 0.0 <= weight < float("inf"):
-        raise ValueError(f"weight is {weight}; it must be a finite number of at least 0")
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__()
+        self._groups: dict[Tensor, _Settings] = {}
+        self._states = optimizer.state
+        adam = _is_adam(optimizer)
+        # since torch 2.6 AdamW is an Adam with this setting
+        self._decoupled = isinstance(optimizer, AdamW) or any(
+            group.get("decoupled_weight_decay", False) for group in optimizer.param_groups
+        )
+        for group in optimizer.param_groups:
+            if group.get("maximize", False):
+                raise ValueError(
+                    "the optimizer maximizes (maximize=True) and a proximal step minimizes; "
+                    "set maximize=False, or method.step=explicit"
+                )
+            for param in group["params"]:
+                state = optimizer.state.get(param, {})
+                if adam and "step" in state:
+                    self[param] = _adam_step_size(group, state)
+                elif not adam and param.grad is not None:
+                    self[param] = _sgd_step_size(group)
+                else:
+                    continue
+                self._groups[param] = group
+
+    @torch.no_grad()
+    def before(self, param: Tensor) -> Tensor:
+        """The parameter as it was before the optimizer's latest step, from the optimizer's state.
+
+        Exact to rounding. For SGD ``.grad`` must still hold the gradient of that step.
+
+        Args:
+            param: A parameter that was stepped, [*shape].
+
+        Returns:
+            θ before the step, [*shape].
+        """
+        group, state, size = self._groups[param], self._states.get(param, {}), self[param]
+        lr, decay = float(group["lr"]), float(group["weight_decay"])
+        if isinstance(size, Tensor):
+            mean = state["exp_avg"] / (1.0 - float(group["betas"][0]) ** float(state["step"]))
+            start = torch.addcmul(param.detach(), size, mean)
+            return start.div_(1.0 - lr * decay) if self._decoupled else start
+        buffer = state.get("momentum_buffer")
+        if buffer is not None and not group["nesterov"]:
+            return torch.add(param.detach(), buffer, alpha=lr)
+        start = torch.add(param.detach(), _gradient(param), alpha=lr)
+        if buffer is not None:
+            start.add_(buffer, alpha=lr * float(group["momentum"]))
+        return start.div_(1.0 - lr * decay)
 
 
-@torch.no_grad()
-def step_sizes(optimizer: Optimizer) -> dict[Tensor, StepSize]:
+def step_sizes(optimizer: Optimizer) -> StepSizes:
     r"""How far the optimizer moves each parameter per unit of gradient, at its latest step.
 
     s = lr for SGD, s = lr / (√v̂ + ε) for Adam and AdamW (v̂ the bias-corrected second moment; with
     amsgrad its running maximum).
 
-    This is the metric in which a proximal step on λΩ after the optimizer's step on the loss L has the
-    fixed point ∇L + λ∇Ω = 0: at rest the first moment m equals ∇L, the optimizer moves θ by −s ⊙ m
-    and the proximal step moves it back by −s ⊙ λ∇Ω. With momentum μ SGD sums the gradients, so that
-    at rest its buffer is ∇L (1 − dampening) / (1 − μ) and s = lr (1 − dampening) / (1 − μ), the step
-    per unit of a gradient that stays. Nesterov's form has the same s. Weight decay adds to the
-    gradient (SGD, Adam) or to the move (AdamW): it is part of L here.
+    This is the metric in which a proximal step on λΩ after the optimizer's step on the loss L has
+    the fixed point ∇L + λ∇Ω = 0: at rest the first moment m equals ∇L, the optimizer moves θ by
+    −s ⊙ m and the proximal step moves it back by −s ⊙ λ∇Ω. With momentum μ SGD sums the gradients:
+    at rest its buffer is ∇L (1 − dampening) / (1 − μ), so that s = lr (1 − dampening) / (1 − μ),
+    the step per unit of a gradient that stays; Nesterov's form has the same s. Weight decay adds to
+    the gradient (SGD, Adam) or to the move (AdamW): it is part of L here.
 
     Args:
         optimizer: SGD, Adam or AdamW, after its ``step()``.
 
     Returns:
-        Parameter → s, for every parameter that has been stepped: a float for SGD, a tensor in the
-        parameter's shape for Adam and AdamW.
-
-    Raises:
-        ValueError: when the optimizer is another one, or its settings maximize the loss.
+        Parameter → s, for every parameter that has been stepped.
 
     Source:
         Kingma and Ba 2015, algorithm 1, for v̂; Reddi et al. 2018 for amsgrad.
@@ -120,50 +166,36 @@ def step_sizes(optimizer: Optimizer) -> dict[Tensor, StepSize]:
         >>> step_sizes(sgd)[weight]  # 0.1 / (1 − 0.5)
         0.2
     """
-    rule = _rule_for(optimizer)
-    sizes: dict[Tensor, StepSize] = {}
-    for group in optimizer.param_groups:
-        if group.get("maximize", False):
-            raise ValueError(
-                "the optimizer maximizes (maximize=True) and a proximal step minimizes; "
-                "set maximize=False, or method.step=explicit"
-            )
-        for param in group["params"]:
-            state = optimizer.state.get(param, {})
-            if param.grad is not None or state:
-                size = rule(group, state)
-                if size is not None:
-                    sizes[param] = size
-    return sizes
+    return StepSizes(optimizer)
 
 
-_Rule = Callable[[Mapping[str, Any], Mapping[str, Any]], StepSize | None]
-
-
-def _rule_for(optimizer: Optimizer) -> _Rule:
-    if isinstance(optimizer, SGD):
-        return _sgd_step_size
+def _is_adam(optimizer: Optimizer) -> bool:
     if isinstance(optimizer, Adam | AdamW):
-        return _adam_step_size
+        return True
+    if isinstance(optimizer, SGD):
+        return False
     raise ValueError(
         f"no proximal step is known for {type(optimizer).__name__}; "
         "use SGD, Adam or AdamW, or method.step=explicit"
     )
 
 
-def _sgd_step_size(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize | None:
-    del state
-    momentum = float(group["momentum"])
-    lr = float(group["lr"])
-    if momentum == 0.0:
-        return lr
-    return lr * (1.0 - float(group["dampening"])) / (1.0 - momentum)
+def _gradient(param: Tensor) -> Tensor:
+    if param.grad is None:
+        raise ValueError(
+            "a parameter's .grad is gone before its proximal step; "
+            "call zero_grad() before the next backward pass, not after the step"
+        )
+    return param.grad
 
 
-def _adam_step_size(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize | None:
-    if "step" not in state:
-        return None
+def _sgd_step_size(group: _Settings) -> float:
+    lr, momentum = float(group["lr"]), float(group["momentum"])
+    return lr * (1.0 - float(group["dampening"])) / (1.0 - momentum) if momentum else lr
+
+
+def _adam_step_size(group: _Settings, state: _Settings) -> Tensor:
     correction = 1.0 - float(group["betas"][1]) ** float(state["step"])
-    second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+    second: Tensor = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
     root = (second / correction).sqrt_().add_(group["eps"])
     return root.reciprocal_().mul_(float(group["lr"]))

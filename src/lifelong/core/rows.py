@@ -35,6 +35,11 @@ def map_rows(function: Callable[[Tensor], Tensor], x: Rows) -> Rows:
     )
 
 
+def take(x: Rows, index: Tensor | slice) -> Rows:
+    """Return some examples of a batch."""
+    return map_rows(lambda t: t[index], x)
+
+
 def tensors_of(x: Rows) -> list[Tensor]:
     """Return the tensors of a batch in a fixed order."""
     found: list[Tensor] = []
@@ -119,7 +124,8 @@ def regroup(
     Raises:
         TypeError: If a batch is no pair.
     """
-    wanted, waiting, held, seen = 0, [], 0, 0
+    waiting: list[Rows] = []
+    wanted, held, seen = 0, 0, 0
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise TypeError(f"a batch is a {type(batch).__name__}; wanted a pair (x, y)")
@@ -127,6 +133,8 @@ def regroup(
         y = y if isinstance(y, Tensor) else None
         pair = (x,) if y is None else (x, y)
         n = count(pair)
+        if n == 0:
+            continue
         wanted = wanted or size(x)
         if limit is not None and seen + n > limit:
             n = limit - seen
@@ -150,7 +158,7 @@ def regroup(
 
 
 def _cut(pair: Rows, start: int, stop: int) -> Rows:
-    return map_rows(lambda t: t[start:stop], pair)
+    return take(pair, slice(start, stop))
 
 
 def _layout(x: Rows) -> Any:

@@ -1,4 +1,4 @@
-"""Per-example gradients of a module's parameters from what entered it and the gradient at its output.
+"""Per-example gradients of a module's parameters, from its input and the gradient at its output.
 
 A rule turns the input into features once, then any number of output gradients `delta` into the
 gradient of one parameter for every example, without a loop over examples.
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Features = Callable[[nn.Module, Tensor], Tensor]
@@ -73,18 +72,16 @@ def _convolution_features(module: nn.Module, a: Tensor) -> Tensor:
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
     padding = list(module._reversed_padding_repeated_twice)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    a = F.pad(a, padding, mode=mode)
+    a = nn.functional.pad(a, padding, mode=mode)
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
     if a.ndim == 3:
         a = a.unsqueeze(2)
         kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
-    patches = F.unfold(a, kernel, dilation=dilation, stride=stride)
+    patches = nn.functional.unfold(a, kernel, dilation=dilation, stride=stride)
     return patches.unflatten(1, (module.groups, -1))
 
 
-def _convolution_gradient(
-    module: nn.Module, features: Tensor, delta: Tensor, name: str
-) -> Tensor:
+def _convolution_gradient(module: nn.Module, features: Tensor, delta: Tensor, name: str) -> Tensor:
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
     delta = delta.flatten(2)
     if name == "bias":
@@ -94,7 +91,7 @@ def _convolution_gradient(
     return gradient.reshape(len(delta), *module.weight.shape)
 
 
-def _embedding_gradient(module: nn.Module, features: Tensor, delta: Tensor, name: str) -> Tensor:
+def _embedding_gradient(module: nn.Module, features: Tensor, delta: Tensor, _name: str) -> Tensor:
     assert isinstance(module, nn.Embedding)
     n, width = len(features), module.embedding_dim
     tokens = features.reshape(n, -1, 1)
@@ -107,7 +104,7 @@ def _embedding_gradient(module: nn.Module, features: Tensor, delta: Tensor, name
 
 def _layer_norm_features(module: nn.Module, a: Tensor) -> Tensor:
     assert isinstance(module, nn.LayerNorm)
-    return F.layer_norm(a, module.normalized_shape, eps=module.eps)
+    return nn.functional.layer_norm(a, module.normalized_shape, eps=module.eps)
 
 
 def _layer_norm_gradient(module: nn.Module, features: Tensor, delta: Tensor, name: str) -> Tensor:
@@ -119,12 +116,12 @@ def _layer_norm_gradient(module: nn.Module, features: Tensor, delta: Tensor, nam
 
 def _group_norm_features(module: nn.Module, a: Tensor) -> Tensor:
     assert isinstance(module, nn.GroupNorm)
-    return F.group_norm(a, module.num_groups, eps=module.eps)
+    return nn.functional.group_norm(a, module.num_groups, eps=module.eps)
 
 
 def _batch_norm_features(module: nn.Module, a: Tensor) -> Tensor:
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return F.batch_norm(a, module.running_mean, module.running_var, eps=module.eps)
+    return nn.functional.batch_norm(a, module.running_mean, module.running_var, eps=module.eps)
 
 
 def _channel_gradient(_module: nn.Module, features: Tensor, delta: Tensor, name: str) -> Tensor:

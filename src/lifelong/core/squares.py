@@ -6,7 +6,7 @@ gathered (`finish`): the squares add up over directions, the gradients of severa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Source:
         return None if found is None else widened(found.movedim(self.example_dim, 0))
 
 
+@runtime_checkable
 class Squares(Protocol):
     """What gathers squares of per-example gradients over directions."""
 
@@ -67,9 +68,7 @@ class LinearSquares:
         names: The names of weight and bias in the totals.
     """
 
-    def __init__(
-        self, weight: Source | None, bias: Source | None, names: tuple[str, str]
-    ) -> None:
+    def __init__(self, weight: Source | None, bias: Source | None, names: tuple[str, str]) -> None:
         self._weight, self._bias, self._names = weight, bias, names
         self._sum: Tensor | None = None
 
@@ -145,13 +144,17 @@ class BlockSquares:
         sources: The uses of the parameter.
         name: Its name in the totals.
         numel: The number of its elements.
+        room: How many numbers may be kept from one direction to the next.
     """
 
-    def __init__(self, sources: Sequence[Source], name: str, numel: int) -> None:
+    def __init__(self, sources: Sequence[Source], name: str, numel: int, room: int) -> None:
         self._sources, self._name = sources, name
-        self._rows = max(1, BLOCK // numel)
+        # unfolded patches may be larger than the parameter: one row tells
+        first = slice(0, 1)
+        widest = max(s.rule.features(s.module, widened(s.a[first])).numel() for s in sources)
+        self._rows = max(1, BLOCK // max(numel, widest))
         self._features: dict[tuple[int, int], Tensor] = {}
-        self._room = BLOCK
+        self._room = room
         self._sum: Tensor | None = None
 
     def add(self, deltas: Sequence[Tensor | None]) -> None:

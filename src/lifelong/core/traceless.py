@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -29,8 +29,7 @@ def traceless(network: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(b, b._version, b.clone()) for b in network.buffers()]
-    gradients = [(p, p.grad, None if p.grad is None else p.grad._version) for p in _leaves(network)]
-    kept = {id(p): p.grad.clone() for p, grad, _ in gradients if grad is not None}
+    gradients = [(p, p.grad) for p in network.parameters() if p.is_leaf]
     device = device_of(network)
     with ExitStack() as stack:
         devices = [device] if device.type == "cuda" else []
@@ -53,14 +52,8 @@ def traceless(network: nn.Module) -> Iterator[None]:
                 for buffer, version, value in buffers:
                     if buffer._version != version:
                         buffer.copy_(value)
-                for parameter, gradient, version in gradients:
+                for parameter, gradient in gradients:
                     parameter.grad = gradient
-                    if gradient is not None and gradient._version != version:
-                        gradient.copy_(kept[id(parameter)])
-
-
-def _leaves(network: nn.Module) -> list[nn.Parameter]:
-    return [p for p in network.parameters() if p.is_leaf]
 
 
 def _fastpath_enabled() -> bool:

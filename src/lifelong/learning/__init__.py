@@ -1,8 +1,8 @@
 """The LightningModule that adds the penalty, and the callbacks that decide when to consolidate."""
 
-from lifelong.learning.consolidate import ConsolidateFisher
+from lifelong.learning.consolidate import Consolidate
 from lifelong.learning.ewc import EWC
 from lifelong.learning.guard import StopOnNonFiniteLoss
 from lifelong.learning.learner import ContinualLearner
 
-__all__ = ["EWC", "ConsolidateFisher", "ContinualLearner", "StopOnNonFiniteLoss"]
+__all__ = ["EWC", "Consolidate", "ContinualLearner", "StopOnNonFiniteLoss"]

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lifelong.core import QuadraticPenalty, fisher_diagonal
 from lifelong.learning.consolidate import Labels
-from lifelong.learning.progress import pass_progress
+from lifelong.learning.progress import is_logging_step, pass_progress
 
 
 class EWC(Callback):
@@ -55,7 +55,9 @@ class EWC(Callback):
         batches: Iterable[Any] | None = None,
     ) -> None:
         if not 0.0 <= ewc_lambda < float("inf"):
-            raise ValueError(f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0")
+            raise ValueError(
+                f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0"
+            )
         self.ewc_lambda = ewc_lambda
         self.labels: Labels = labels
         self.decay = decay
@@ -86,8 +88,7 @@ class EWC(Callback):
         params = dict(pl_module.named_parameters())
         if self.ewc_lambda > 0:
             self.penalty.add_gradient_(params, self.ewc_lambda)
-        every = trainer.log_every_n_steps
-        if trainer.loggers and every and trainer.global_step % every == 0:
+        if trainer.loggers and is_logging_step(trainer):
             omega = float(self.penalty.value(params))
             figures = {"train/penalty": omega, "train/penalty_weighted": self.ewc_lambda * omega}
             for logger in trainer.loggers:
@@ -100,7 +101,8 @@ class EWC(Callback):
             trainer: its training loader gives the examples, unless ``batches`` was set.
             pl_module: the module that learnt.
         """
-        batches = self.batches if self.batches is not None else trainer.train_dataloader
+        batches = trainer.train_dataloader if self.batches is None else self.batches
+        assert batches is not None
         with pass_progress("Fisher information") as progress:
             fisher = fisher_diagonal(pl_module, batches, labels=self.labels, progress=progress)
         self.penalty.fold(dict(pl_module.named_parameters()), fisher, self.decay)

@@ -6,7 +6,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lifelong.core import QuadraticPenalty
 from lifelong.errors import LifelongError
+from lifelong.learning.progress import is_logging_step
 
 
 class StopOnNonFiniteLoss(Callback):
@@ -47,8 +49,7 @@ class StopOnNonFiniteLoss(Callback):
             return
         broken = ~torch.isfinite(loss.detach())
         self._broken = broken if self._broken is None else self._broken | broken
-        every = trainer.log_every_n_steps
-        if loss.device.type == "cpu" or (every and trainer.global_step % every == 0):
+        if loss.device.type == "cpu" or is_logging_step(trainer):
             self._raise_if_broken(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,12 +65,18 @@ class StopOnNonFiniteLoss(Callback):
         if self._broken is None or not bool(self._broken):
             return
         penalty = getattr(pl_module, "penalty", None)
-        if self.ewc_lambda > 0 and penalty is not None and not penalty.is_empty:
+        if self.ewc_lambda > 0 and isinstance(penalty, QuadraticPenalty) and not penalty.is_empty:
             largest = max(float(f.max()) for f in penalty.importances().values())
             rate = trainer.optimizers[0].param_groups[0]["lr"]
+            stiffness = rate * self.ewc_lambda * largest
             cause = (
-                f"a penalty too stiff for the step: lr·λ·F_max is {rate * self.ewc_lambda * largest:.2g}"
-                " and an explicit step needs it below 2; type a smaller method.ewc_lambda or optimizer.lr"
+                f"a penalty too stiff for the step: lr·λ·F_max is {stiffness:.2g} and an explicit "
+                "step needs it below 2; type method.step=proximal or a smaller optimizer.lr"
+            )
+        elif self.ewc_lambda > 0 and penalty is not None and not penalty.is_empty:
+            cause = (
+                "a penalty too stiff for an explicit step; "
+                "type method.step=proximal or a smaller method.ewc_lambda"
             )
         else:
             cause = "a learning rate that is too large; type a smaller optimizer.lr"

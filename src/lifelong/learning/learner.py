@@ -1,26 +1,32 @@
-"""The LightningModule that learns a task while a penalty holds it to the tasks before."""
+"""The LightningModule that learns a task while a penalty holds it to those before."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
-from lifelong.core import QuadraticPenalty
+from lifelong.core import KroneckerPenalty, QuadraticPenalty, step_sizes
+from lifelong.learning.progress import is_logging_step
 
 Batch = tuple[Tensor, Tensor]
+Step = Literal["explicit", "proximal"]
 
 
 class ContinualLearner(LightningModule):
     r"""A network that learns one task at a time with the loss L(θ) + λ Ω(θ).
 
-    L is the mean cross-entropy of the batch in nats, Ω the penalty of the tasks before. λΩ stands in
-    ``training_step`` as in the formula; its gradient λF̄ ⊙ (θ − θ̄) is closed-form and reaches
+    L is the mean cross-entropy of the batch in nats, Ω the penalty of the tasks before. λΩ stands
+    in ``training_step`` as in the formula; its gradient λF̄ ⊙ (θ − θ̄) is closed-form and reaches
     ``.grad`` once per optimizer step, after unscaling and before clipping, so that gradient
-    accumulation and mixed precision leave it as it is. λ = 0 touches nothing, bit for bit.
+    accumulation and mixed precision leave it as it is. With ``step="proximal"`` the optimizer steps
+    on L alone and λΩ acts after it, by its proximal step in the optimizer's own metric: the same
+    fixed point, stable for every λ. λ = 0 touches nothing, bit for bit.
 
     The validation loop reads one loader per learnt task, the newest last, and logs
     ``val/<task>/accuracy`` for the newest and ``retained/<task>`` for those before it.
@@ -31,26 +37,37 @@ class ContinualLearner(LightningModule):
         penalty: Ω; empty until a callback consolidates the first task.
         tasks: the names of all tasks, in order.
         ewc_lambda: λ ≥ 0.
+        step: how λΩ reaches the parameters.
+        scheduler: optimizer and ``total_iters``, the steps of one task, to a learning-rate
+            schedule that is stepped after each optimizer step; without one the rate is constant.
         num_classes: the number of logits.
 
     Raises:
-        ValueError: when λ is negative or not finite.
+        ValueError: when λ is negative or not finite, or ``step`` is unknown.
     """
 
     def __init__(
         self,
         network: nn.Module,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-        penalty: QuadraticPenalty,
+        penalty: QuadraticPenalty | KroneckerPenalty,
         tasks: Sequence[str],
         *,
         ewc_lambda: float = 0.0,
+        step: Step = "explicit",
+        scheduler: Callable[..., LRScheduler] | None = None,
         num_classes: int = 10,
     ) -> None:
         super().__init__()
         if not 0.0 <= ewc_lambda < float("inf"):
-            raise ValueError(f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0")
+            raise ValueError(
+                f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0"
+            )
+        if step not in get_args(Step):
+            raise ValueError(f"step is {step!r}; it must be one of {', '.join(get_args(Step))}")
         self.network = network
+        self.step = step
+        self.make_scheduler = scheduler
         self.penalty = penalty
         self.make_optimizer = optimizer
         self.tasks = tuple(tasks)
@@ -103,7 +120,7 @@ class ContinualLearner(LightningModule):
         Args:
             optimizer: the one that is about to step.
         """
-        if self.ewc_lambda > 0 and not self.penalty.is_empty:
+        if self.step == "explicit" and self._is_held():
             self.penalty.add_gradient_(self._params(), self.ewc_lambda)
 
     def on_validation_epoch_start(self) -> None:
@@ -148,29 +165,54 @@ class ContinualLearner(LightningModule):
         figures = {f"test/{t}/accuracy": a for t, a in self._accuracies_by_task().items()}
         self.log_dict(figures, logger=False)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """A fresh optimizer for the task that begins.
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """A fresh optimizer, and schedule, for the task that begins.
 
         Returns:
-            The optimizer over the network's parameters.
+            The optimizer over the network's parameters, alone or with its schedule.
         """
-        return self.make_optimizer(self.network.parameters())
+        optimizer = self.make_optimizer(self.network.parameters())
+        if self.step == "proximal":
+            optimizer.register_step_post_hook(self._proximal_step)
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = self.make_scheduler(optimizer, total_iters=self._steps_of_a_task())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _steps_of_a_task(self) -> int:
+        # Not `trainer.estimated_stepping_batches`: once asked, Lightning forgets the state of a
+        # resumed loader (its issue 20550).
+        trainer = self.trainer
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        updates = -(-batches // trainer.accumulate_grad_batches)
+        return updates * (trainer.max_epochs or 1)
+
+    def _proximal_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._is_held():
+            self.penalty.proximal_step_(self._params(), step_sizes(optimizer), self.ewc_lambda)
+
+    def _is_held(self) -> bool:
+        return self.ewc_lambda > 0 and not self.penalty.is_empty
 
     def _params(self) -> dict[str, nn.Parameter]:
         return dict(self.network.named_parameters())
 
     def _logs_this_step(self) -> bool:
-        every = self.trainer.log_every_n_steps
-        return bool(self.loggers) and every > 0 and self.trainer.global_step % every == 0
+        return bool(self.loggers) and is_logging_step(self.trainer)
 
     def _log_objective(self, task_loss: Tensor, omega: Tensor) -> None:
         # Straight to the loggers: `self.log` costs half a millisecond in every step (design 7).
         weighted = self.ewc_lambda * omega
-        self._write({
-            "train/task_loss": float(task_loss.detach()),
-            "train/penalty": float(omega),
-            "train/penalty_weighted": float(weighted),
-        })
+        self._write(
+            {
+                "train/task_loss": float(task_loss.detach()),
+                "train/penalty": float(omega),
+                "train/penalty_weighted": float(weighted),
+            }
+        )
 
     def _write(self, figures: dict[str, Any]) -> None:
         if not self.trainer.sanity_checking:

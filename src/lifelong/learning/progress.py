@@ -1,10 +1,25 @@
-"""A progress bar for passes over the data that are not training."""
+"""How far the work is: which steps log, and a bar for passes that are not training."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lightning import Trainer
+
 Progress = Callable[[int, int | None], None]
+
+
+def is_logging_step(trainer: Trainer) -> bool:
+    """Whether the Trainer's next optimizer step is one that logs.
+
+    Args:
+        trainer: while it trains.
+
+    Returns:
+        True on the first step and on every ``log_every_n_steps``-th after it.
+    """
+    every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set by Lightning
+    return every > 0 and trainer.global_step % every == 0
 
 
 @contextmanager

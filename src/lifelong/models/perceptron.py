@@ -1,6 +1,7 @@
 """The multilayer perceptron that the main job trains."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Perceptron(nn.Module):
         self.in_features = in_features
         widths = [in_features, *hidden, num_classes]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 

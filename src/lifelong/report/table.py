@@ -8,7 +8,12 @@ from rich.table import Table
 
 from lifelong.run.summary import Summary
 
-METHODS = {"ewc": "EWC", "finetune": "fine-tuning"}
+METHODS = {
+    "ewc": "EWC",
+    "online_ewc": "online EWC",
+    "kronecker_ewc": "Kronecker EWC",
+    "finetune": "fine-tuning",
+}
 
 
 def title(summary: Summary) -> str:
@@ -52,7 +57,10 @@ def print_results(
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     seconds = sum(sum(stage.values()) for s in summaries for stage in s.seconds.values())
-    console.print(f"seed {first.seed}, {first.max_epochs} epochs a task, {seconds:.0f} s of learning and testing")
+    console.print(
+        f"seed {first.seed}, {first.max_epochs} epochs a task, "
+        f"{seconds:.0f} s of learning and testing"
+    )
     if picture is not None:
         console.print(f"picture      {picture}")
     console.print(f"results      {directory} (summary.json, checkpoints/, tensorboard/)")

@@ -11,15 +11,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lifelong.data.benchmark import Benchmark
 from lifelong.learning import ContinualLearner
-from lifelong.run.stage import (
-    MakeTrainer,
-    StageResult,
-    learn_stage,
-    load_stage,
-    save_stage,
-    test_accuracies,
-)
-from lifelong.run.summary import Summary, hyperparameter_metrics, summarize
+from lifelong.run.stage import MakeTrainer, learn_stage, load_stage, save_stage, test_accuracies
+from lifelong.run.summary import StageResult, Summary, hyperparameter_metrics, summarize
 
 
 @dataclass(frozen=True)

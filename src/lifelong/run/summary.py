@@ -72,9 +72,7 @@ class Summary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def summarize(
-    stages: Sequence[StageResult], untrained: Sequence[float], **about: Any
-) -> Summary:
+def summarize(stages: Sequence[StageResult], untrained: Sequence[float], **about: Any) -> Summary:
     """Sum up the stages of a run.
 
     Args:

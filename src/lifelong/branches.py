@@ -1,0 +1,50 @@
+"""Several runs that share their first task: it is learnt once, and each goes on from there."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from lifelong.commandline import CONF, check
+
+if TYPE_CHECKING:
+    from lifelong.run import Summary
+
+
+def compose_run(overrides: Sequence[str]) -> DictConfig:
+    """The checked configuration of one run outside Hydra's own command.
+
+    Args:
+        overrides: ``key=value`` words; ``output_dir`` must be among them.
+
+    Returns:
+        What ``lifelong-train`` would have run.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=list(overrides))
+    check(config)
+    return config
+
+
+def learn_branches(configs: Iterable[DictConfig]) -> Iterator["Summary"]:
+    """Learn each configuration; all but the first go on from the first one's first task.
+
+    Args:
+        configs: of one benchmark, seed, network and optimizer; they may differ in the method.
+
+    Yields:
+        The summary of each run as it is finished.
+    """
+    from lifelong.jobs import build_job
+    from lifelong.run import learn_sequence, stage_checkpoint
+
+    start: Path | None = None
+    for config in configs:
+        job = build_job(config)
+        keep = job.directory / ".hydra"
+        keep.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, keep / "config.yaml")
+        yield learn_sequence(job, start=start)
+        start = start or stage_checkpoint(job.directory, 0, job.benchmark.task_names[0])

@@ -1,0 +1,405 @@
+"""The Kronecker penalty against the dense quadratic form, and its proximal step."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lifelong.core.kronecker import KroneckerFactors
+from lifelong.core.kronecker_penalty import KroneckerPenalty
+from lifelong.core.kronecker_sum import bounding_product, nearest_product
+from lifelong.core.penalty import QuadraticPenalty
+from lifelong.core.proximal import step_sizes
+
+EXACT = {"rtol": 1e-10, "atol": 1e-12}
+Params = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def semidefinite(size: int, rank: int | None = None) -> Tensor:
+    root = torch.randn(size, rank or size, dtype=torch.float64)
+    return root @ root.T / size
+
+
+def network() -> nn.Module:
+    """A convolution, a linear layer with a bias and one without, a normalisation."""
+    net = nn.Module()
+    net.conv, net.norm = nn.Conv2d(2, 3, 2), nn.LayerNorm(4)
+    net.mid, net.out = nn.Linear(5, 4), nn.Linear(4, 3, bias=False)
+    return net.double()
+
+
+def moved(net: nn.Module) -> Params:
+    return {name: p.detach() + torch.randn_like(p) for name, p in net.named_parameters()}
+
+
+def factors(net: nn.Module, rank: int | None = None) -> KroneckerFactors:
+    sizes = {"conv": (9, 3), "mid": (6, 4), "out": (4, 3)}
+    like = next(net.parameters())
+    pairs = {
+        name: (semidefinite(a, rank and min(rank, a)), semidefinite(g, rank and min(rank, g)))
+        for name, (a, g) in sizes.items()
+    }
+    rest = {f"norm.{part}": torch.rand(4).to(like) for part in ("weight", "bias")}
+    return KroneckerFactors({n: (a.to(like), g.to(like)) for n, (a, g) in pairs.items()}, rest)
+
+
+def matrix(params: Params, layer: str) -> Tensor:
+    parts = [params[f"{layer}.weight"].flatten(1)]
+    if f"{layer}.bias" in params:
+        parts.append(params[f"{layer}.bias"][:, None])
+    return torch.cat(parts, 1)
+
+
+def dense(
+    params: Params, anchor: Params, importance: KroneckerFactors, shift: float = 0.0
+) -> Tensor:
+    """½ vec(Δ)ᵀ (G ⊗ A + μI) vec(Δ) with the whole matrix, and the diagonal's part."""
+    omega = torch.zeros((), dtype=torch.float64)
+    for layer, (A, G) in importance.items():
+        gap = (matrix(params, layer) - matrix(anchor, layer)).flatten()
+        block = torch.kron(G, A) + shift * torch.eye(len(gap), dtype=torch.float64)
+        omega = omega + 0.5 * gap @ block @ gap
+    for name, f in importance.diagonal.items():
+        omega = omega + 0.5 * ((f + shift) * (params[name] - anchor[name]).square()).sum()
+    return omega
+
+
+def folded(
+    net: nn.Module, tasks: int, decay: float = 1.0, **options: object
+) -> tuple[KroneckerPenalty, list]:
+    penalty, told = KroneckerPenalty(**options), []
+    for _ in range(tasks):
+        told.append((moved(net), factors(net)))
+        penalty.fold(*told[-1], decay=decay)
+    return penalty, told
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+def test_value_and_gradient_are_those_of_the_dense_quadratic_form(
+    tasks: int, damping: float
+) -> None:
+    net = network()
+    penalty, told = folded(net, tasks, decay=0.7, damping=damping)
+    params = dict(net.named_parameters())
+    omega = torch.zeros((), dtype=torch.float64)
+    for age, (anchor, importance) in enumerate(reversed(told)):
+        entries = sum(len(a) * len(g) for a, g in importance.values()) + 8
+        trace = sum(a.trace() * g.trace() for a, g in importance.values())
+        trace += sum(f.sum() for f in importance.diagonal.values())
+        shift = damping * float(trace) / entries
+        omega = omega + 0.7**age * dense(params, anchor, importance, shift)
+    torch.testing.assert_close(penalty(params), omega, **EXACT)
+    torch.testing.assert_close(penalty.value(params), omega.detach(), **EXACT)
+    expected = torch.autograd.grad(omega, list(params.values()))
+    found = torch.autograd.grad(penalty(params), list(params.values()))
+    torch.testing.assert_close(found, expected, **EXACT)
+    start = [torch.randn_like(p) for p in params.values()]
+    for p, g in zip(params.values(), start, strict=True):
+        p.grad = g.clone()
+    penalty.add_gradient_(params, 3.0)
+    for p, g, e in zip(params.values(), start, expected, strict=True):
+        torch.testing.assert_close(p.grad, g + 3.0 * e, **EXACT)
+
+
+def test_an_absent_gradient_is_made_and_a_frozen_parameter_left_alone() -> None:
+    net = network()
+    net.mid.bias.requires_grad_(False)
+    penalty, _ = folded(net, 1)
+    penalty.add_gradient_(dict(net.named_parameters()), 1.0)
+    assert net.mid.weight.grad is not None
+    assert net.mid.bias.grad is None
+
+
+@pytest.mark.parametrize("merge", ["sum", "nearest"])
+def test_the_state_loads_strictly_into_a_fresh_instance(merge: str) -> None:
+    net = network()
+    penalty, _ = folded(net, 3, damping=0.1, merge=merge)
+    fresh = KroneckerPenalty(damping=0.1, merge=merge)
+    assert fresh.is_empty
+    fresh.load_state_dict(penalty.state_dict(), strict=True)
+    params = dict(net.named_parameters())
+    assert not fresh.is_empty
+    assert torch.equal(fresh.value(params), penalty.value(params))
+    anchor, importance = moved(net), factors(net)
+    for one in (penalty, fresh):
+        one.fold(anchor, importance)
+    assert torch.equal(fresh.value(params), penalty.value(params))
+
+
+def test_loading_forgets_what_was_there_before() -> None:
+    net = network()
+    old, _ = folded(net, 2)
+    new, _ = folded(net, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    params = stepped(net, optimizer)
+    old.proximal_step_(params, step_sizes(optimizer), 1.0)
+    old.load_state_dict(new.state_dict())
+    copy = {n: nn.Parameter(p.detach().clone()) for n, p in params.items()}
+    old.proximal_step_(params, step_sizes(optimizer), 1.0)
+    new.proximal_step_(copy, dict.fromkeys(copy.values(), 0.1), 1.0)
+    torch.testing.assert_close(dict(params), dict(copy), **EXACT)
+
+
+def test_what_was_folded_does_not_change_with_the_network_or_the_factors() -> None:
+    net = network()
+    params = dict(net.named_parameters())
+    anchor, importance = moved(net), factors(net)
+    penalty = KroneckerPenalty()
+    penalty.fold(anchor, importance)
+    before = penalty.value(params)
+    for tensor in (*anchor.values(), *importance["mid"]):
+        tensor.mul_(2.0)
+    assert torch.equal(penalty.value(params), before)
+
+
+def test_a_decay_of_zero_forgets_and_frees_the_state() -> None:
+    net = network()
+    penalty, told = folded(net, 3, decay=0.0)
+    params = dict(net.named_parameters())
+    torch.testing.assert_close(penalty.value(params), dense(params, *told[-1]).detach(), **EXACT)
+    assert len(penalty.state_dict()) == len(folded(net, 1)[0].state_dict())
+
+
+def test_nearest_keeps_one_term_and_is_exact_for_a_common_factor() -> None:
+    net = network()
+    params, anchor, importance = dict(net.named_parameters()), moved(net), factors(net)
+    scaled = KroneckerFactors({n: (a, 3.0 * g) for n, (a, g) in importance.items()})
+    penalty = KroneckerPenalty(merge="nearest")
+    penalty.fold(anchor, KroneckerFactors(dict(importance)))
+    penalty.fold(anchor, scaled)
+    assert all(len(terms) == 1 for terms in penalty.layers.values())
+    expected = 4.0 * dense(params, anchor, KroneckerFactors(dict(importance)))
+    torch.testing.assert_close(penalty(params), expected, **EXACT)
+
+
+def test_the_nearest_product_is_the_best_rank_one_rearrangement() -> None:
+    pairs = [(semidefinite(3), semidefinite(4)) for _ in range(3)]
+    A, G = nearest_product(pairs)
+    rearranged = sum(torch.outer(a.flatten(), g.flatten()) for a, g in pairs)
+    u, s, v = torch.linalg.svd(rearranged)
+    torch.testing.assert_close(
+        torch.outer(A.flatten(), G.flatten()), s[0] * torch.outer(u[:, 0], v[0]), **EXACT
+    )
+    assert float(torch.linalg.eigvalsh(torch.kron(A, G)).min()) >= -1e-12
+
+
+def test_the_bounding_product_bounds() -> None:
+    pairs = [(semidefinite(3, 1), semidefinite(4, 2)) for _ in range(3)]
+    bound = torch.kron(*bounding_product(pairs))
+    rest = bound - sum(torch.kron(a, g) for a, g in pairs)
+    assert float(torch.linalg.eigvalsh(rest).min()) >= -1e-12
+
+
+def test_bfloat16_products_are_within_their_bound() -> None:
+    net = network().float()
+    anchor, importance = moved(net), factors(net)
+    params = dict(net.named_parameters())
+    penalties = [KroneckerPenalty(), KroneckerPenalty(precision="bfloat16")]
+    found = []
+    for penalty in penalties:
+        penalty.fold(anchor, importance)
+        net.zero_grad()
+        penalty.add_gradient_(params, 1.0)
+        found.append(matrix({n: p.grad for n, p in params.items()}, "mid"))
+    A, G = importance["mid"]
+    gap = (matrix(params, "mid") - matrix(anchor, "mid")).detach().double()
+    bound = 0.02 * G.double().abs() @ gap.abs() @ A.double().abs()
+    assert bool(((found[1] - found[0]).abs() <= bound).all())
+    assert not torch.equal(found[0], found[1])
+
+
+def test_a_missing_parameter_is_named() -> None:
+    net = network()
+    penalty, _ = folded(net, 1)
+    params = dict(net.named_parameters())
+    del params["mid.bias"]
+    for use in (penalty, penalty.value, lambda p: penalty.add_gradient_(p, 1.0)):
+        with pytest.raises(ValueError, match=r"missing: mid\.bias"):
+            use(params)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda i: i.update(nowhere=i["mid"]), "nowhere.weight"),
+        (lambda i: i.update(mid=i["out"]), r"\(3, 4\).*\(4, 6\)|\(3, 4\).*\(4, 5\)"),
+        (lambda i: i["mid"][0].fill_(float("nan")), "non-finite"),
+    ],
+)
+def test_importance_that_does_not_fit_changes_nothing(
+    spoil: Callable[[KroneckerFactors], object], told: str
+) -> None:
+    net = network()
+    penalty, _ = folded(net, 1)
+    before = {k: v.clone() for k, v in penalty.state_dict().items()}
+    importance = factors(net)
+    spoil(importance)
+    with pytest.raises(ValueError, match=told):
+        penalty.fold(moved(net), importance)
+    torch.testing.assert_close(dict(penalty.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"damping": -1.0}, {"merge": "x"}, {"precision": "float16"}])
+def test_options_that_do_not_exist_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is "):
+        KroneckerPenalty(**options)
+
+
+def stepped(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    params = dict(net.named_parameters())
+    optimizer.zero_grad()
+    sum((p - 1).square().sum() for p in params.values()).backward()
+    optimizer.step()
+    return params
+
+
+def test_with_one_step_size_the_proximal_step_is_the_minimum_of_its_objective() -> None:
+    net, weight, s = network(), 2.5, 0.1
+    penalty, _ = folded(net, 1, damping=0.2)
+    start = {n: p.detach().clone() for n, p in net.named_parameters()}
+    params = dict(net.named_parameters())
+    penalty.proximal_step_(params, dict.fromkeys(params.values(), s), weight)
+    penalty.add_gradient_(params, weight)
+    for name, p in params.items():
+        slope = p.grad + (p.detach() - start[name]) / s
+        torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-10)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.7, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.05),
+    "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.0, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_proximal_step_rests_at_the_optimum_of_quadratic_tasks(name: str, tasks: int) -> None:
+    # ½ Σ c (W − T)² + λΩ(W) on one layer, whose minimum is the solution of a linear system
+    layer, weight = nn.Linear(3, 2).double(), 2.0
+    penalty = KroneckerPenalty()
+    c, target = torch.rand(2, 4).double() + 0.5, torch.randn(2, 4).double()
+    system, right = torch.diag(c.flatten()), (c * target).flatten()
+    for _ in range(tasks):
+        pair = semidefinite(4, 2), semidefinite(2)
+        anchor = {"weight": torch.randn(2, 3).double(), "bias": torch.randn(2).double()}
+        penalty.fold(anchor, KroneckerFactors({"": pair}))
+        block = weight * torch.kron(pair[1], pair[0])
+        w = torch.cat([anchor["weight"], anchor["bias"][:, None]], 1)
+        system, right = system + block, right + block @ w.flatten()
+    best = torch.linalg.solve(system, right).view(2, 4)
+    params = dict(layer.named_parameters())
+    optimizer = OPTIMIZERS[name](list(params.values()))
+    rate, is_adam = optimizer.param_groups[0]["lr"], name.startswith("a")
+    for k in range(3000 if is_adam else 1000):
+        # Adam's step sizes never settle at a constant rate
+        optimizer.param_groups[0]["lr"] = rate / (1 + k / 200) if is_adam else rate
+        optimizer.zero_grad()
+        w = torch.cat([layer.weight, layer.bias[:, None]], 1)
+        (0.5 * c * (w - target).square()).sum().backward()
+        optimizer.step()
+        penalty.proximal_step_(params, step_sizes(optimizer), weight)
+    found = torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
+    torch.testing.assert_close(found, best, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_weight_gives_finite_parameters_that_stay_near(name: str, tasks: int) -> None:
+    for weight in (0.0, 1e-6, *(10.0**k for k in range(13))):
+        torch.manual_seed(1)
+        net = network().float()
+        penalty = KroneckerPenalty()
+        anchor = {n: p.detach().clone() for n, p in net.named_parameters()}
+        for _ in range(tasks):
+            penalty.fold(anchor, factors(net, rank=2))
+        optimizer = OPTIMIZERS[name](net.parameters())
+        for _ in range(25):
+            params = stepped(net, optimizer)
+            penalty.proximal_step_(params, step_sizes(optimizer), weight)
+        for n, p in params.items():
+            assert bool(torch.isfinite(p).all()), (weight, n)
+            assert float((p.detach() - anchor[n]).abs().max()) < 10.0, (weight, n)
+        # the price falls without end as the weight grows
+        price = float(penalty.value(params)) * min(weight, 1e3)
+        assert price < 200.0, (weight, price)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_weight_of_zero_changes_no_bit(name: str) -> None:
+    net = network()
+    penalty, _ = folded(net, 2)
+    optimizer = OPTIMIZERS[name](net.parameters())
+    params = stepped(net, optimizer)
+    before = {n: p.detach().clone() for n, p in params.items()}
+    penalty.proximal_step_(params, step_sizes(optimizer), 0.0)
+    assert all(torch.equal(p, before[n]) for n, p in params.items())
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad"])
+def test_the_step_becomes_the_optimizers_as_the_weight_vanishes(name: str) -> None:
+    net = network()
+    penalty, _ = folded(net, 1)
+    optimizer = OPTIMIZERS[name](net.parameters())
+    params = stepped(net, optimizer)
+    before = {n: p.detach().clone() for n, p in params.items()}
+    penalty.proximal_step_(params, step_sizes(optimizer), 1e-18)
+    torch.testing.assert_close(
+        {n: p.detach() for n, p in params.items()}, before, rtol=0, atol=1e-9
+    )
+
+
+def test_without_a_loss_the_price_falls_in_every_step_of_any_size() -> None:
+    for weight in (1e-2, 1.0, 1e4, 1e10):
+        layer = nn.Linear(5, 4).double()
+        penalty = KroneckerPenalty()
+        anchor = {n: torch.randn_like(p) for n, p in layer.named_parameters()}
+        for _ in range(2):
+            penalty.fold(anchor, KroneckerFactors({"": (semidefinite(6, 3), semidefinite(4))}))
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.0)
+        params = dict(layer.named_parameters())
+        optimizer.zero_grad()
+        sum((torch.rand_like(p) * p).sum() for p in params.values()).backward()
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 0.1
+        for p in params.values():
+            optimizer.state[p]["exp_avg"].zero_()
+        values = [float(penalty.value(params))]
+        for _ in range(20):
+            penalty.proximal_step_(params, step_sizes(optimizer), weight)
+            values.append(float(penalty.value(params)))
+        assert all(b <= a * (1 + 1e-9) for a, b in pairwise(values)), values
+        assert values[-1] < 0.999 * values[0]
+
+
+def test_the_remaining_parameters_step_as_with_the_quadratic_penalty() -> None:
+    net = network()
+    penalty, told = folded(net, 1)
+    plain = QuadraticPenalty()
+    plain.fold(told[0][0], told[0][1].diagonal)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    params = stepped(net, optimizer)
+    expected = {n: p.detach().clone() for n, p in params.items() if "norm" in n}
+    sizes = {expected[n]: step_sizes(optimizer)[params[n]] for n in expected}
+    plain.proximal_step_({**params, **expected}, sizes, 5.0)
+    penalty.proximal_step_(params, step_sizes(optimizer), 5.0)
+    torch.testing.assert_close({n: params[n].detach() for n in expected}, expected, **EXACT)
+
+
+def test_plain_numbers_do_not_tell_where_adam_came_from() -> None:
+    net = network()
+    penalty, _ = folded(net, 1)
+    sizes = {p: torch.rand_like(p) for p in net.parameters()}
+    with pytest.raises(ValueError, match=r"step_sizes\(optimizer\)"):
+        penalty.proximal_step_(dict(net.named_parameters()), sizes, 1.0)
