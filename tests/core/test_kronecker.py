@@ -60,7 +60,7 @@ def fisher_block(network: nn.Module, x: Tensor, params: list[nn.Parameter]) -> T
 
 def test_for_one_example_the_product_is_the_fisher_information_itself() -> None:
     network, x = perceptron(), torch.randn(1, 4, dtype=torch.float64)
-    factors = kronecker_factors(network, labelled(x), threshold=0)
+    factors = kronecker_factors(network, labelled(x), threshold=0.0)
     assert list(factors) == ["0", "2", "4"]
     assert factors.diagonal == {}
     for name, (A, G) in factors.items():
@@ -73,14 +73,14 @@ def test_a_convolution_with_one_position_is_exact_for_one_example() -> None:
         nn.Conv2d(2, 3, (5, 6)), nn.Tanh(), nn.Flatten(), nn.Linear(3, 3)
     ).double()
     x = images(1)
-    A, G = kronecker_factors(network, labelled(x), threshold=0)["0"]
+    A, G = kronecker_factors(network, labelled(x), threshold=0.0)["0"]
     block = fisher_block(network, x, list(network[0].parameters()))
     torch.testing.assert_close(torch.kron(G, A), block, **EXACT)
 
 
 def test_both_factors_are_means_over_examples() -> None:
     network, x = perceptron(), torch.randn(9, 4, dtype=torch.float64)
-    A, G = kronecker_factors(network, labelled(x), threshold=0)["2"]
+    A, G = kronecker_factors(network, labelled(x), threshold=0.0)["2"]
     a = network[:2](x)
     torch.testing.assert_close(A, a.T @ a / 9, **EXACT)
     expected = torch.zeros_like(G)
@@ -98,7 +98,7 @@ def test_a_convolution_sums_inputs_and_averages_gradients_over_positions() -> No
     network = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)).double()
     x = images(4)
     network(x)
-    A, G = kronecker_factors(network, labelled(x), threshold=0)["0"]
+    A, G = kronecker_factors(network, labelled(x), threshold=0.0)["0"]
     expected_a, expected_g = torch.zeros_like(A), torch.zeros_like(G)
     for one in x.split(1):
         patches = nn.functional.unfold(one, (2, 3), (1, 2), 1, 2)[0].T
@@ -133,7 +133,7 @@ def test_a_generator_of_batches_will_do() -> None:
 def test_where_one_unit_feeds_all_the_diagonals_agree(labels: str) -> None:
     # constant inputs are independent of every gradient
     network, x = perceptron(), torch.ones(20, 4, dtype=torch.float64)
-    options = {"labels": labels, "generator": torch.Generator().manual_seed(1)}
+    options = {"labels": labels, "threshold": 0.0, "generator": torch.Generator().manual_seed(1)}
     factors = kronecker_factors(network, labelled(x), **options)
     options["generator"] = torch.Generator().manual_seed(1)
     diagonal = fisher_diagonal(network, labelled(x), **options)
@@ -150,6 +150,19 @@ def test_confident_examples_still_count_for_the_inputs() -> None:
     A, _ = kronecker_factors(network, labelled(x))["0"]
     rows = torch.cat([x, torch.ones(10, 1, dtype=torch.float64)], 1)
     torch.testing.assert_close(A, rows.T @ rows / 10, **EXACT)
+
+
+def test_what_the_threshold_leaves_out_is_never_added() -> None:
+    network = perceptron()
+    network[4] = nn.Linear(5, 8).double()
+    x = 3 * torch.randn(600, 4, dtype=torch.float64)
+    exact = kronecker_factors(network, labelled(x), threshold=0.0)
+    found = kronecker_factors(network, labelled(x), threshold=0.05)
+    for name, (A, G) in found.items():
+        assert torch.equal(A, exact[name][0])
+        missing = exact[name][1] - G
+        assert float(torch.linalg.eigvalsh(missing).min()) >= -1e-12
+        assert 1e-6 < float(missing.trace() / G.trace()) < 0.2
 
 
 def test_the_samples_are_the_first_examples() -> None:
@@ -178,12 +191,12 @@ class Mixed(nn.Module):
 
 def test_what_has_no_factors_comes_in_the_diagonal() -> None:
     network, x = Mixed().double(), torch.randn(8, 4, dtype=torch.float64)
-    factors = kronecker_factors(network, labelled(x))
+    factors = kronecker_factors(network, labelled(x), threshold=0.0)
     assert sorted(factors) == ["first", "last"]
     assert factors["last"][0].shape == (4, 4)  # without the frozen bias
     rest = {"twice.weight", "twice.bias", "norm.weight", "norm.bias", "scale"}
     assert set(factors.diagonal) == rest
-    expected = fisher_diagonal(network, labelled(x))
+    expected = fisher_diagonal(network, labelled(x), threshold=0.0)
     torch.testing.assert_close(factors.diagonal, {name: expected[name] for name in rest}, **EXACT)
 
 

@@ -283,11 +283,10 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("tasks", [1, 3])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_proximal_step_rests_at_the_optimum_of_quadratic_tasks(name: str, tasks: int) -> None:
-    # ½ Σ c (W − T)² + λΩ(W) on one layer, whose minimum is the solution of a linear system
-    layer, weight = nn.Linear(3, 2).double(), 2.0
+def two_quadratic_tasks(
+    tasks: int, weight: float
+) -> tuple[KroneckerPenalty, Tensor, Tensor, Tensor]:
+    """The penalty, c and T of the loss ½ Σ c (W − T)², and the minimum of loss + λΩ."""
     penalty = KroneckerPenalty()
     c, target = torch.rand(2, 4).double() + 0.5, torch.randn(2, 4).double()
     system, right = torch.diag(c.flatten()), (c * target).flatten()
@@ -298,26 +297,62 @@ def test_the_proximal_step_rests_at_the_optimum_of_quadratic_tasks(name: str, ta
         block = weight * torch.kron(pair[1], pair[0])
         w = torch.cat([anchor["weight"], anchor["bias"][:, None]], 1)
         system, right = system + block, right + block @ w.flatten()
-    best = torch.linalg.solve(system, right).view(2, 4)
+    return penalty, c, target, torch.linalg.solve(system, right).view(2, 4)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_proximal_step_stays_at_the_optimum_of_quadratic_tasks(name: str, tasks: int) -> None:
+    for weight in (0.1, 2.0, 1e3):
+        penalty, c, target, best = two_quadratic_tasks(tasks, weight)
+        layer = nn.Linear(3, 2).double()
+        with torch.no_grad():
+            layer.weight.copy_(best[:, :3])
+            layer.bias.copy_(best[:, 3])
+        params = dict(layer.named_parameters())
+        optimizer = OPTIMIZERS[name](list(params.values()))
+        slope = c * (best - target)
+        for p, g in ((layer.weight, slope[:, :3]), (layer.bias, slope[:, 3])):
+            p.grad = g.clone()
+            # the state where these gradients stay; second moments over six orders of magnitude
+            second = torch.rand_like(p) * 10.0 ** torch.randint_like(p, -8, -1)
+            momentum = optimizer.param_groups[0].get("momentum", 0.0)
+            optimizer.state[p].update(
+                {"momentum_buffer": g / (1 - momentum)}
+                if name in ("sgd", "momentum")
+                else {"step": torch.tensor(1e6), "exp_avg": g.clone(), "exp_avg_sq": second}
+            )
+            if name == "amsgrad":
+                optimizer.state[p]["max_exp_avg_sq"] = 2.0 * second
+        optimizer.step()
+        assert float((layer.bias.detach() - best[:, 3]).abs().max()) > 1e-5
+        penalty.proximal_step_(params, step_sizes(optimizer), weight)
+        found = torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
+        torch.testing.assert_close(found, best, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "tasks"), [("sgd", 1), ("momentum", 3), ("adam", 1)])
+def test_training_with_proximal_steps_ends_at_the_known_optimum(name: str, tasks: int) -> None:
+    penalty, c, target, best = two_quadratic_tasks(tasks, 2.0)
+    layer = nn.Linear(3, 2).double()
     params = dict(layer.named_parameters())
     optimizer = OPTIMIZERS[name](list(params.values()))
-    rate, is_adam = optimizer.param_groups[0]["lr"], name.startswith("a")
-    for k in range(3000 if is_adam else 1000):
-        # Adam's step sizes never settle at a constant rate
-        optimizer.param_groups[0]["lr"] = rate / (1 + k / 200) if is_adam else rate
+    for k in range(500):
+        if name == "adam":  # whose step sizes never settle at a constant rate
+            optimizer.param_groups[0]["lr"] = 0.05 / (1 + k / 50)
         optimizer.zero_grad()
         w = torch.cat([layer.weight, layer.bias[:, None]], 1)
         (0.5 * c * (w - target).square()).sum().backward()
         optimizer.step()
-        penalty.proximal_step_(params, step_sizes(optimizer), weight)
+        penalty.proximal_step_(params, step_sizes(optimizer), 2.0)
     found = torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
-    torch.testing.assert_close(found, best, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, best, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_weight_gives_finite_parameters_that_stay_near(name: str, tasks: int) -> None:
-    for weight in (0.0, 1e-6, *(10.0**k for k in range(13))):
+    for weight in (0.0, 1e-6, 1.0, 1e2, 1e4, 1e6, 1e9, 1e12):
         torch.manual_seed(1)
         net = network().float()
         penalty = KroneckerPenalty()
@@ -325,7 +360,7 @@ def test_every_weight_gives_finite_parameters_that_stay_near(name: str, tasks: i
         for _ in range(tasks):
             penalty.fold(anchor, factors(net, rank=2))
         optimizer = OPTIMIZERS[name](net.parameters())
-        for _ in range(25):
+        for _ in range(10):
             params = stepped(net, optimizer)
             penalty.proximal_step_(params, step_sizes(optimizer), weight)
         for n, p in params.items():

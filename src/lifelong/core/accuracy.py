@@ -101,5 +101,5 @@ def forgetting(accuracy: Float[Tensor, "tasks tasks"]) -> float:
 
 
 def _rounded(figure: Tensor) -> float:
-    # An accuracy is a count over at most some 10⁵ images: beyond nine places stands rounding alone.
-    return round(float(figure), 9) if torch.isfinite(figure) else float("nan")
+    # An accuracy counts at most some 10⁵ images: beyond seven places stands rounding alone.
+    return round(float(figure), 7) if torch.isfinite(figure) else float("nan")

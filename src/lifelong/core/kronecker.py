@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core.capture import Capture
-from lifelong.core.fisher import THRESHOLD, Diagonal
+from lifelong.core.fisher import Diagonal
 from lifelong.core.gram import Gram
 from lifelong.core.kronecker_layer import Layer, covered_layers
 from lifelong.core.labels import Labels
@@ -17,6 +17,9 @@ from lifelong.core.rows import Rows, call, count, map_rows, take
 from lifelong.core.rules import rule_for
 from lifelong.core.traceless import device_of, traceless
 
+# Of the labels' variance so much may be left out: a tenth of a per cent would take half as long
+# again, and A ⊗ G itself is off by far more.
+THRESHOLD = 1e-2
 # Examples that are evaluated together for A.
 ROWS = 512
 
@@ -94,8 +97,12 @@ def kronecker_factors(
         labels: "exact", "sampled" or "empirical", as in ``fisher_diagonal``; p_c is 1 for the one
             label of the last two.
         samples: use the first so many examples only.
-        threshold: the share of the labels' variance that exact labels may leave out of G; see
-            ``fisher_diagonal``.
+        threshold: the share of the labels' variance that exact labels may leave out of G and of
+            the diagonal, the lightest terms first; see ``fisher_diagonal``. Nothing is left out of
+            A. Measured at the default on a perceptron 784-1024-512-256-128-128-10 after 3 epochs of
+            MNIST: the traces of G fall short by 0.2 to 0.7 %, and G is off by as much in the
+            Frobenius norm; with 1e-4 by 5e-6 to 5e-5 at twice the time. With 0 the sum is the true
+            one.
         generator: the randomness of sampled labels.
         progress: called with the number of examples done and in all (None where unknown).
 

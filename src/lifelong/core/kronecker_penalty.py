@@ -1,7 +1,7 @@
 """The Kronecker-factored penalty Ω: layer by layer ½ tr(Δᵀ G Δ A), a diagonal for what remains."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from lifelong.core.kronecker import KroneckerFactors
 from lifelong.core.kronecker_step import KroneckerStep, joined
 from lifelong.core.kronecker_sum import nearest_product
-from lifelong.core.kronecker_term import KroneckerTerm, Precision
+from lifelong.core.kronecker_term import KroneckerTerm
 from lifelong.core.penalty import QuadraticPenalty
 from lifelong.core.proximal import StepSize, StepSizes
 
-Merge = Literal["sum", "nearest"]
+MERGES = ("sum", "nearest")
+PRECISIONS = ("float32", "bfloat16")
 
 
 class KroneckerPenalty(nn.Module):
@@ -65,19 +66,19 @@ class KroneckerPenalty(nn.Module):
     def __init__(
         self,
         damping: float = 0.0,
-        merge: Merge = "sum",
-        precision: Precision = "float32",
+        merge: str = "sum",
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         if not 0.0 <= damping < float("inf"):
             raise ValueError(f"damping is {damping}; it must be a finite number of at least 0")
-        for name, came, kinds in (("merge", merge, Merge), ("precision", precision, Precision)):
-            if came not in get_args(kinds):
-                wanted = " or ".join(repr(kind) for kind in get_args(kinds))
+        for name, came, kinds in (("merge", merge, MERGES), ("precision", precision, PRECISIONS)):
+            if came not in kinds:
+                wanted = " or ".join(repr(kind) for kind in kinds)
                 raise ValueError(f"{name} is {came!r}; it must be {wanted}")
         self.damping = damping
         self.merge = merge
-        self.precision: Precision = precision
+        self.precision = precision
         # a weight's name, with / for . since module names have none → its terms, one a task
         self.layers = nn.ModuleDict()
         self.rest = QuadraticPenalty()
@@ -108,8 +109,8 @@ class KroneckerPenalty(nn.Module):
         shift = self.damping * importance.mean_diagonal()
         rest = {name: f + shift for name, f in importance.diagonal.items()}
         # copies, for the network will move on
-        kept = {name: params[name].detach().clone() for name in rest if name in params}
-        self.rest.fold(kept, rest, decay)
+        here = {name: params[name].detach().clone() for name in rest if name in params}
+        self.rest.fold(here, rest, decay)
         for key in self.layers:
             kept = [term for term in self._terms(key) if decay > 0.0]
             for term in kept:

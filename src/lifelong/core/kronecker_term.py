@@ -1,14 +1,12 @@
 """One Kronecker-factored quadratic ½ tr(Δᵀ G Δ A), its gradient and its proximal shrinkage."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lifelong.core.proximal import shrinkage
-
-Precision = Literal["float32", "bfloat16"]
 
 # Matrix products over sizes that are no multiple of this take up to half as long again (785 columns
 # against 784 or 800: 68 and 100 GFLOP/s).
@@ -66,7 +64,7 @@ class KroneckerTerm(nn.Module):
         return cls(new, new.new_empty(columns, columns), new.new_empty(rows, rows)).to(device)
 
     def gradient(
-        self, weights: Float[Tensor, "out in_"], precision: Precision = "float32"
+        self, weights: Float[Tensor, "out in_"], precision: str = "float32"
     ) -> Float[Tensor, "out in_"]:
         """∂ω/∂W = G Δ A + μΔ, in closed form.
 
@@ -107,7 +105,7 @@ class KroneckerTerm(nn.Module):
             self._basis = EigenBasis(self.A, self.G, float(self.shift))
         return self._basis
 
-    def _factors(self, precision: Precision) -> tuple[Tensor, Tensor]:
+    def _factors(self, precision: str) -> tuple[Tensor, Tensor]:
         """Make A and G ready to be multiplied, once.
 
         Returns:

@@ -1,0 +1,231 @@
+"""The cost of what this package adds, as ratios: `make bench` (ARGS='steps fisher' for a part).
+
+The six-layer perceptron, batch 128, two threads. Every figure is the median of at least five
+ratios, measured in one process with the two sides alternating.
+"""
+
+import argparse
+import copy
+import platform
+import resource
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from alternating import alternate, ratio
+from lifelong.branches import compose_run
+from lifelong.core import (
+    KroneckerPenalty,
+    QuadraticPenalty,
+    fisher_diagonal,
+    kronecker_factors,
+)
+from lifelong.jobs import build_job
+from lifelong.models import Perceptron
+from lifelong.run import learn_sequence
+from raw import Data, epoch, images, raw_job, step
+
+BATCH = 128
+STEPS = 60
+Row = tuple[str, float, str]
+Penalty = QuadraticPenalty | KroneckerPenalty
+
+FUSED = partial(torch.optim.Adam, lr=1e-3, fused=True)
+DEFAULT = partial(torch.optim.Adam, lr=1e-3)
+
+
+def trained(data: Data, epochs: int = 5) -> nn.Module:
+    """The perceptron after some epochs of raw training."""
+    torch.manual_seed(0)
+    network = Perceptron()
+    optimizer = FUSED(network.parameters())
+    for _ in range(epochs):
+        epoch(network, optimizer, data, BATCH)
+    return network
+
+
+def stepping(
+    network: nn.Module,
+    make: Callable[..., torch.optim.Optimizer],
+    data: Data,
+    penalty: Penalty | None = None,
+    every: int = 50,
+) -> Callable[[], None]:
+    """``STEPS`` training steps; with a penalty, its gradient, and its value on steps that log."""
+    network = copy.deepcopy(network)
+    optimizer = make(network.parameters())
+    params = dict(network.named_parameters())
+
+    def run() -> None:
+        for number in range(STEPS):
+            if penalty is None:
+                step(network, optimizer, data, number, BATCH)
+                continue
+            if number % every == 0:
+                penalty.value(params)
+            step(
+                network,
+                optimizer,
+                data,
+                number,
+                BATCH,
+                before=lambda: penalty.add_gradient_(params, 1e3),
+            )
+
+    return run
+
+
+def folded(network: nn.Module, fisher: dict[str, torch.Tensor], tasks: int) -> QuadraticPenalty:
+    """A penalty of so many consolidated tasks, the anchors a little apart."""
+    penalty = QuadraticPenalty()
+    for task in range(tasks):
+        moved = {n: p.detach() + 1e-4 * task for n, p in network.named_parameters()}
+        penalty.fold(moved, fisher)
+    return penalty
+
+
+def steps(data: Data) -> list[Row]:
+    """What the penalty costs in a training step."""
+    network = trained(data, 1)
+    fisher = fisher_diagonal(network, [(data[0][:2000], data[1][:2000])])
+    one, twenty = folded(network, fisher, 1), folded(network, fisher, 20)
+    plain, held, held20, default = alternate(
+        stepping(network, FUSED, data),
+        stepping(network, FUSED, data, one),
+        stepping(network, FUSED, data, twenty),
+        stepping(network, DEFAULT, data),
+        rounds=15,
+    )
+    sizes = [sum(b.numel() for b in p.buffers()) for p in (one, twenty)]
+    assert sizes[0] == sizes[1], sizes
+    return [
+        ("step with the penalty ÷ without (fused Adam)", ratio(held, plain), "1.15"),
+        ("step with 20 consolidated tasks ÷ with 1 (same state size)", ratio(held20, held), "1.02"),
+        ("our step with the penalty ÷ raw step, default Adam", ratio(held, default), "1.00"),
+    ]
+
+
+def fisher(data: Data) -> list[Row]:
+    """What consolidation costs, against one raw training epoch with PyTorch's default Adam."""
+    network = trained(data, 5)
+    learning = copy.deepcopy(network)
+    optimizer = DEFAULT(learning.parameters())
+    batches = list(zip(data[0].split(1000), data[1].split(1000), strict=True))
+    exact, sampled, empirical, kronecker, raw = alternate(
+        lambda: fisher_diagonal(network, batches),
+        lambda: fisher_diagonal(network, batches, labels="sampled"),
+        lambda: fisher_diagonal(network, batches, labels="empirical"),
+        lambda: kronecker_factors(network, batches),
+        lambda: epoch(learning, optimizer, data, BATCH),
+        rounds=5,
+    )
+    return [
+        ("exact Fisher of all images, trained network ÷ one raw epoch", ratio(exact, raw), "2.5"),
+        ("sampled Fisher ÷ one raw epoch", ratio(sampled, raw), "1.0"),
+        ("empirical Fisher ÷ one raw epoch", ratio(empirical, raw), "1.0"),
+        ("Kronecker factors ÷ one raw epoch", ratio(kronecker, raw), "2.0"),
+    ]
+
+
+def memory(data: Data) -> list[Row]:
+    """The highest memory of the Fisher pass over what was there before it, in MB."""
+    network = trained(data, 1)
+    batches = list(zip(data[0].split(1000), data[1].split(1000), strict=True))
+    step(network, FUSED(network.parameters()), data, 0, BATCH)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fisher_diagonal(network, batches)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return [("extra memory of the exact Fisher pass, MB", peak / 1024, "100")]
+
+
+def kronecker(data: Data) -> list[Row]:
+    """What the Kronecker penalty costs in a training step."""
+    network = trained(data, 1)
+    batches = [(data[0][:6000], data[1][:6000])]
+    penalty = KroneckerPenalty()
+    penalty.fold(dict(network.named_parameters()), kronecker_factors(network, batches))
+    plain, held = alternate(
+        stepping(network, FUSED, data), stepping(network, FUSED, data, penalty), rounds=7
+    )
+    return [("step with the Kronecker penalty ÷ without", ratio(held, plain), "3.0")]
+
+
+def jobs(data: Data, data_dir: str) -> list[Row]:
+    """Lightning's epoch and our whole job against raw scripts."""
+    del data
+    common = [f"data_dir={data_dir}", "max_epochs=1", "scheduler=constant"]
+
+    def ours() -> None:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            learn_sequence(build_job(compose_run([*common, f"output_dir={folder}"])))
+
+    job, raw = alternate(ours, lambda: raw_job(data_dir, BATCH), rounds=5)
+    return [
+        ("whole job, 1 epoch a task ÷ raw script with the naive penalty", ratio(job, raw), "1.10")
+    ]
+
+
+def lightning_epoch(data: Data, data_dir: str) -> list[Row]:
+    """An epoch under Lightning against the raw loop's, fused Adam in both."""
+    import tempfile
+
+    from lightning import Trainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        job = build_job(
+            compose_run(
+                [
+                    f"data_dir={data_dir}",
+                    f"output_dir={folder}",
+                    "val_fraction=0.0001",
+                    "max_epochs=1",
+                ]
+            )
+        )
+        learner = job.make_learner()
+        stage = job.benchmark.stage(0)
+
+        def ours() -> None:
+            trainer: Trainer = job.make_trainer(logger=list(job.loggers))
+            trainer.fit(learner, datamodule=stage)
+
+        torch.manual_seed(0)
+        network = Perceptron()
+        optimizer = FUSED(network.parameters())
+        lightning, raw = alternate(ours, lambda: epoch(network, optimizer, data, BATCH), rounds=7)
+    return [("Lightning's training epoch ÷ the raw loop's", ratio(lightning, raw), "1.08")]
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="data", type=str)
+    parser.add_argument("--threads", default=2, type=int)
+    parser.add_argument("parts", nargs="*")
+    words = parser.parse_args()
+    torch.set_num_threads(words.threads)
+    data = images(Path(words.data))
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "memory": lambda: memory(data),
+        "steps": lambda: steps(data),
+        "kronecker": lambda: kronecker(data),
+        "fisher": lambda: fisher(data),
+        "epoch": lambda: lightning_epoch(data, words.data),
+        "jobs": lambda: jobs(data, words.data),
+    }
+    print(f"torch {torch.__version__}, {words.threads} threads, {platform.machine()}\n")
+    print("| figure | measured | at most |\n|---|---|---|")
+    for part in words.parts or parts:
+        for name, figure, bound in parts[part]():
+            print(f"| {name} | {figure:.3g} | {bound} |", flush=True)
+    print("\nlower is better; medians of alternating rounds in one process", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
