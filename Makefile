@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow choose-lambda results lint format clean
+.PHONY: help install run test test-slow choose-lambda bench results lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test-slow: $(STAMP) ## run the tests that take minutes
 
 choose-lambda: $(STAMP) ## sweep λ on validation images, best first (ARGS='--seeds 0,1,2')
 	$(BIN)/python benchmarks/choose_lambda.py $(ARGS)
+
+bench: $(STAMP) ## the cost of each part as ratios, on MNIST in LIFELONG_DATA or data/ (ARGS='steps')
+	$(BIN)/python benchmarks/bench.py --data $${LIFELONG_DATA:-data} $(ARGS)
 
 results: $(STAMP) ## the README's table and picture: three seeds, EWC and fine-tuning
 	$(BIN)/python benchmarks/main_job.py --picture docs/retained.png $(ARGS)

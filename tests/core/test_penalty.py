@@ -65,6 +65,16 @@ def test_the_state_does_not_grow_with_the_number_of_tasks() -> None:
     assert set(sizes) == {2 * (35 + 7 + 1) + 1}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_anchor_stays_when_the_parameter_moves_on(dtype: torch.dtype) -> None:
+    weight, importance = torch.ones(2, dtype=dtype), torch.ones(2, dtype=dtype)
+    penalty = QuadraticPenalty()
+    penalty.fold({"w": weight}, {"w": importance})
+    weight += 2.0
+    importance += 2.0
+    assert penalty({"w": weight}).item() == 0.5 * 2 * 2.0**2
+
+
 def test_decay_weighs_each_task_by_its_age() -> None:
     generator = torch.Generator().manual_seed(1)
     anchors = [draw(generator) for _ in range(3)]

@@ -89,6 +89,31 @@ def test_lambda_zero_is_fine_tuning_bit_for_bit(command: Command, tmp_path: Path
         assert not torch.equal(states["held"][name], states["finetune"][name])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method=ewc", "method.step=proximal", "method.ewc_lambda=1e12"],
+        ["method=kronecker_ewc"],
+        ["method=online_ewc", "method.penalty.damping=0.1"],
+        ["method=ewc", "method.step=proximal", "optimizer=sgd", "scheduler=constant"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_every_method_holds_more_than_fine_tuning(
+    command: Command, tmp_path: Path, words: list[str]
+) -> None:
+    common = ["logger=none", "max_epochs=6", *(w for w in words if not w.startswith("method"))]
+    for name, own in {"held": words, "free": ["method=finetune"]}.items():
+        done = command("train", *SMALL, *common, *own, f"hydra.run.dir={name}")
+        assert done.code == 0, done.err
+    kept, lost = (
+        json.loads((tmp_path / name / "summary.json").read_text())["accuracy"]
+        for name in ("held", "free")
+    )
+    assert kept[0] == lost[0]
+    assert kept[1][0] > lost[1][0] + 0.02
+
+
 def test_a_sweep_runs_every_lambda_in_a_folder_named_after_it(
     command: Command, tmp_path: Path
 ) -> None:

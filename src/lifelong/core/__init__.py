@@ -6,6 +6,7 @@ from lifelong.core.accuracy import (
     forgetting,
     forward_transfer,
 )
+from lifelong.core.estimators import equivalent_lambda
 from lifelong.core.fisher import fisher_diagonal
 from lifelong.core.kronecker import KroneckerFactors, kronecker_factors
 from lifelong.core.kronecker_penalty import KroneckerPenalty
@@ -18,6 +19,7 @@ __all__ = [
     "QuadraticPenalty",
     "average_accuracy",
     "backward_transfer",
+    "equivalent_lambda",
     "fisher_diagonal",
     "forgetting",
     "forward_transfer",

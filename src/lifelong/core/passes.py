@@ -179,7 +179,7 @@ def _planned(network: nn.Module, x: Rows, plan: Plan, layout: Layout) -> Iterato
         return
     replay = Replay(layout.replayed)
     weights = []
-    with torch.no_grad(), replay.recording(len(starts)):
+    with torch.no_grad(), replay.recording(n):
         for start in starts:
             some = take(x, slice(start, start + rows))
             weights.append(Contrasts(checked(call(network, some), count(some))).weights)

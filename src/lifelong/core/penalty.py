@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lifelong.core.proximal import proximal_step_
 
-# Elements handled together, so that a piece of θ, θ̄, F and the gradient stay in a core's cache
-# between the two passes over them: four pieces of 256 KiB.
-PIECE = 65_536
+# Elements handled together, so that θ − θ̄ stays in the cache between the two passes over a piece;
+# the fastest of 2¹⁵ to 2¹⁸ on two threads with 1 MiB of second-level cache each.
+PIECE = 262_144
 
 
 class QuadraticPenalty(nn.Module):
@@ -120,8 +120,9 @@ class QuadraticPenalty(nn.Module):
                 gap = theta - old_anchor[name].double()
                 mean = theta - (1 - w) * gap
                 self.constant.add_(0.5 * (before * w * gap.square()).sum())
-            _set_buffer(self.importance, name, merged.to(f.dtype))
-            _set_buffer(self.anchor, name, mean.to(params[name].dtype))
+            # Copies: a float64 parameter that is folded first would otherwise be its own anchor.
+            _set_buffer(self.importance, name, merged.to(f.dtype, copy=True))
+            _set_buffer(self.anchor, name, mean.to(params[name].dtype, copy=True))
 
     def forward(self, params: Mapping[str, Tensor]) -> Tensor:
         """Ω at these parameters, differentiable by autograd: the plain formula.
@@ -255,8 +256,11 @@ def _add_pull_(grad: Tensor, theta: Tensor, anchor: Tensor, f: Tensor, weight: f
     same_layout = all(x.is_contiguous() for x in (grad, theta, anchor, f))
     rows = (grad, theta, anchor, f)
     pieces = [_pieces(x) for x in rows] if same_layout else [(x,) for x in rows]
+    # One scratch for all pieces: fresh memory for each would cost more than the arithmetic.
+    scratch = torch.empty_like(pieces[1][0])
     for g, t, a, w in zip(*pieces, strict=True):
-        g.addcmul_(w, t - a, value=weight)
+        gap = torch.sub(t, a, out=scratch if t.shape == scratch.shape else torch.empty_like(t))
+        g.addcmul_(w, gap, value=weight)
 
 
 def _check_fold(

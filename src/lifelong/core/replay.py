@@ -22,29 +22,29 @@ class Replay:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = modules
-        self._seen: dict[nn.Module, list[Tensor]] = {}
         self._outputs: dict[nn.Module, Tensor] = {}
+        self._filled: dict[nn.Module, int] = {}
+        self._rows = 0
 
     @contextmanager
-    def recording(self, runs: int) -> Iterator[None]:
+    def recording(self, rows: int) -> Iterator[None]:
         """Remember the outputs of all evaluations inside, one after another.
 
         Args:
-            runs: How many evaluations there will be.
+            rows: How many examples there will be.
 
         Yields:
             Nothing.
         """
-        self._seen = {module: [] for module in self._modules}
+        self._outputs, self._filled, self._rows = {}, {}, rows
         handles = [m.register_forward_hook(self._see, prepend=True) for m in self._modules]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-        # a module that a run left out or called twice is evaluated again
-        self._outputs = {m: torch.cat(z) for m, z in self._seen.items() if len(z) == runs}
-        self._seen = {}
+        # a module that an evaluation left out or called twice is evaluated again
+        self._outputs = {m: z for m, z in self._outputs.items() if self._filled[m] == rows}
 
     @contextmanager
     def of(self, index: Tensor | slice) -> Iterator[None]:
@@ -65,8 +65,16 @@ class Replay:
                 del module.forward
 
     def _see(self, module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        # a copy: the next module may work in place
-        self._seen[module].append(output.clone())
+        # a copy into one place: the next module may work in place
+        start = self._filled.get(module, 0)
+        stop = self._filled[module] = start + len(output)
+        if not start:
+            self._outputs[module] = output.new_empty(self._rows, *output.shape[1:])
+        kept = self._outputs[module]
+        if stop <= self._rows and kept.shape[1:] == output.shape[1:]:
+            kept[start:stop] = output
+        else:
+            self._filled[module] = self._rows + 1
 
 
 class _Remembered:

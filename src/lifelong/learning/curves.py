@@ -1,6 +1,19 @@
 """The callback that keeps the validation curves of a stage."""
 
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+def as_fraction(accuracy: Tensor) -> float:
+    """A logged accuracy as a number to write down.
+
+    Args:
+        accuracy: a scalar in float32.
+
+    Returns:
+        Six places, which tell one image of 100,000; beyond them stands the rounding of float32.
+    """
+    return round(float(accuracy), 6)
 
 
 class RecordCurves(Callback):
@@ -23,4 +36,4 @@ class RecordCurves(Callback):
             return
         for name, figure in trainer.callback_metrics.items():
             if name.startswith(("val/", "retained/")):
-                self.curves.setdefault(name, []).append(float(figure))
+                self.curves.setdefault(name, []).append(as_fraction(figure))

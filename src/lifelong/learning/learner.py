@@ -228,9 +228,8 @@ class ContinualLearner(LightningModule):
         self.accuracies[task].update(self.network(images), labels)  # type: ignore[operator]
 
     def _accuracies_by_task(self) -> dict[str, float]:
-        # Six places say which image of 100,000 was wrong; beyond stands the rounding of float32.
         return {
-            name: round(float(accuracy.compute()), 6)  # type: ignore[operator]
+            name: float(accuracy.compute())  # type: ignore[operator]
             for name, accuracy in zip(self.tasks, self.accuracies, strict=True)
             if accuracy.update_called
         }

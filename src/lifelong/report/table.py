@@ -56,7 +56,9 @@ def print_results(
         )
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    seconds = sum(sum(stage.values()) for s in summaries for stage in s.seconds.values())
+    # The stages before the last are shared: they were learnt once.
+    stages = [*first.seconds.values(), *(s.seconds[s.tasks[-1]] for s in summaries[1:])]
+    seconds = sum(sum(stage.values()) for stage in stages)
     console.print(
         f"seed {first.seed}, {first.max_epochs} epochs a task, "
         f"{seconds:.0f} s of learning and testing"

@@ -12,7 +12,7 @@ from lightning import Callback, Trainer
 from lifelong.data.benchmark import StageData
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner, StopOnNonFiniteLoss
-from lifelong.learning.curves import RecordCurves
+from lifelong.learning.curves import RecordCurves, as_fraction
 from lifelong.run.files import whole_file
 from lifelong.run.summary import StageResult
 
@@ -31,7 +31,8 @@ def test_accuracies(trainer: Trainer, learner: ContinualLearner, data: StageData
         One fraction per task, in order.
     """
     trainer.test(learner, datamodule=data, verbose=False)
-    return [float(trainer.callback_metrics[f"test/{task}/accuracy"]) for task in learner.tasks]
+    figures = trainer.callback_metrics
+    return [as_fraction(figures[f"test/{task}/accuracy"]) for task in learner.tasks]
 
 
 def learn_stage(
