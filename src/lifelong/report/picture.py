@@ -46,7 +46,7 @@ def draw_retention(summaries: Sequence[Summary], path: Path) -> Path:
     axes.set_title(f"What is retained of {old}\n{title(summaries[0])}", fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center right")
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     return path
