@@ -1,4 +1,4 @@
-"""The README's table: the main job with EWC and with fine-tuning over seeds: `make results`."""
+"""The README's table: the main job with each method over seeds: `make results`."""
 
 import argparse
 import statistics
@@ -7,49 +7,58 @@ from pathlib import Path
 
 from lifelong.branches import compose_run, learn_branches
 from lifelong.report.picture import draw_retention
+from lifelong.report.table import METHODS as NAMES
 from lifelong.run import Summary
 from statistics_over_seeds import markdown_row
 
+METHODS = {method: NAMES[method] for method in ("ewc", "kronecker_ewc", "finetune")}
+
 
 def main() -> None:
-    """Run both methods for every seed; print the table and draw the first seed's picture."""
+    """Run every method for every seed; print the table and draw the first seed's picture."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--keep", type=Path, default=None, help="a folder for the summaries")
     parser.add_argument("--picture", type=Path, default=None)
     parser.add_argument("overrides", nargs="*")
     words = parser.parse_args()
-    methods: dict[str, list[Summary]] = {"ewc": [], "finetune": []}
+    methods: dict[str, list[Summary]] = {name: [] for name in METHODS}
     with tempfile.TemporaryDirectory() as folder:
         for seed in words.seeds.split(","):
-            configs = [
-                compose_run(
-                    [
-                        f"method={m}",
-                        *words.overrides,
-                        f"seed={seed}",
-                        f"output_dir={folder}/{seed}/{m}",
-                    ]
-                )
-                for m in methods
-            ]
-            for method, summary in zip(methods, learn_branches(configs), strict=True):
-                methods[method].append(summary)
+            # What consolidates alike shares the learnt first task.
+            for group in (["ewc", "finetune"], ["kronecker_ewc"]):
+                configs = [
+                    compose_run(
+                        [
+                            f"method={method}",
+                            *words.overrides,
+                            f"seed={seed}",
+                            f"output_dir={folder}/{seed}/{method}",
+                        ]
+                    )
+                    for method in group
+                ]
+                for method, summary in zip(group, learn_branches(configs), strict=True):
+                    methods[method].append(summary)
+                    if words.keep is not None:
+                        summary.write(words.keep / method / f"seed={seed}" / "summary.json")
     first = methods["ewc"][0]
     if words.picture is not None:
         draw_retention([methods["ewc"][0], methods["finetune"][0]], words.picture)
-    print(
-        f"Test accuracy, %, mean ± standard error over seeds {words.seeds}, "
-        f"λ = {first.ewc_lambda:g}\n"
-    )
+    print(f"Test accuracy, %, mean ± standard error over seeds {words.seeds}\n")
     print(f"| | {' | '.join(first.tasks)} |\n|---|{'---|' * len(first.tasks)}")
     print(markdown_row(f"after {first.tasks[0]}", percent(methods["ewc"], 0)))
-    print(markdown_row(f"after {first.tasks[-1]}, EWC", percent(methods["ewc"], -1)))
-    print(markdown_row(f"after {first.tasks[-1]}, fine-tuning", percent(methods["finetune"], -1)))
+    for method, name in METHODS.items():
+        weight = f", λ = {methods[method][0].ewc_lambda:g}" if method != "finetune" else ""
+        row = markdown_row(f"after {first.tasks[-1]}, {name}{weight}", percent(methods[method], -1))
+        print(row)
     print("\nseconds, median over seeds:")
-    for task in first.tasks:
-        parts = methods["ewc"][0].seconds[task]
-        medians = {p: statistics.median(s.seconds[task][p] for s in methods["ewc"]) for p in parts}
-        print(f"{task}: " + ", ".join(f"{part} {value:.1f}" for part, value in medians.items()))
+    for method in ("ewc", "kronecker_ewc"):
+        for task in first.tasks:
+            rows = [summary.seconds[task] for summary in methods[method]]
+            medians = {part: statistics.median(row[part] for row in rows) for part in rows[0]}
+            parts = ", ".join(f"{part} {value:.1f}" for part, value in medians.items())
+            print(f"{method}, {task}: {parts}")
 
 
 def percent(summaries: list[Summary], stage: int) -> list[list[float]]:
