@@ -1,7 +1,6 @@
 """The importance over all examples from the importances over shares of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ class ShareSums:
         self.count = count
 
     @classmethod
-    def of(cls, importance: Mapping[str, Tensor] | KroneckerFactors, count: int) -> Self:
+    def of(cls, importance: Mapping[str, Tensor] | KroneckerFactors, count: int) -> "ShareSums":
         """The sums behind an importance.
 
         Args:
@@ -63,7 +62,7 @@ class ShareSums:
         return cls(layout, [t.double() * count for _, _, t in means], count)
 
     @classmethod
-    def none(cls, layout: Layout, device: torch.device | str = "cpu") -> Self:
+    def none(cls, layout: Layout, device: torch.device | str = "cpu") -> "ShareSums":
         """The sums over no example at all.
 
         Args:

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
 from lifelong.core import KroneckerFactors
+from lifelong.core.rows import count
 from lifelong.core.shares import Layout, ShareSums
 from lifelong.errors import LifelongError
 from lifelong.learning.progress import Progress
@@ -100,14 +101,14 @@ def _own_share(
 ) -> ShareSums | None:
     # nothing for a share without an example
     batches = iter(batches)
-    first = next(batches, None)
+    first = next((batch for batch in batches if _holds_examples(batch)), None)
     if first is None:
         return None
-    count = 0
+    used = 0
 
     def count_and_show(done: int, total: int | None) -> None:
-        nonlocal count
-        count = done
+        nonlocal used
+        used = done
         if progress is not None and rank == 0:
             progress(done, total)
 
@@ -116,7 +117,12 @@ def _own_share(
         # The processes were seeded alike: the same draws would go to different examples.
         torch.manual_seed(torch.initial_seed() + rank)
         importance = estimator(network, chain([first], batches), progress=count_and_show)
-    return ShareSums.of(importance, count)
+    return ShareSums.of(importance, used)
+
+
+def _holds_examples(batch: Any) -> bool:
+    # what is no pair is for the estimator to refuse
+    return not (isinstance(batch, tuple | list) and len(batch) == 2) or count(batch[0]) > 0
 
 
 def _added_up(own: ShareSums | None, trainer: Trainer) -> ShareSums:
