@@ -29,6 +29,7 @@ from lifelong.errors import LifelongError
 LOST_TOUCH = 3
 # Seconds between two looks at the processes, and from the request to end to the end.
 LOOK, GRACE = 0.05, 5.0
+RANK = (sys.executable, "-m", "lifelong.rank")
 
 
 def process_count(config: DictConfig) -> int:
@@ -148,7 +149,7 @@ def _all(config: DictConfig, said: str) -> Iterator[list["subprocess.Popen[bytes
             # Only the first one speaks; what others say last is shown if they fail.
             with Path(said, f"{rank}.stderr").open("wb") as aside:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "lifelong.rank", said],
+                    [*RANK, said],
                     env=_environment(rank, count, port),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL if rank else None,

@@ -14,7 +14,7 @@ from torch import Tensor
 from lifelong.core import fisher_diagonal
 from lifelong.core.shares import ShareSums
 
-from .two_processes import ESTIMATORS, OwnModule, examples, network, share, shown
+from .two_processes import ESTIMATORS, OwnModule, examples, find, network, share, shown
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 # Rounding of float64 through some ten steps of training; a wrong formula is off by more than 1e-3.
@@ -22,33 +22,27 @@ ROUNDING = {"rtol": 1e-9, "atol": 1e-12}
 Found = dict[str, Any]
 
 
-def run(folder: Path, world: int) -> list[Found]:
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found, Found]:
+    """What one process found, this one, and each of two."""
+    folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    joined = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    joined = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(folder)],
-            env={
-                **os.environ,
-                **(joined | {"RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {}),
-            },
+            env={**os.environ, **joined, "RANK": rank, "LOCAL_RANK": rank},
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )
-        for r in range(world)
+        for rank in ("0", "1")
     ]
+    one = find()
     said = [process.communicate(timeout=120)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0] * world, "\n".join(said)
-    return [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(world)]
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found, Found]:
-    """What one process found, and each of two."""
-    (one,) = run(tmp_path_factory.mktemp("one"), 1)
-    first, second = run(tmp_path_factory.mktemp("two"), 2)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     return one, first, second
 
 
@@ -108,6 +102,7 @@ def test_two_stages_over_two_processes_end_where_one_process_ends(
         torch.testing.assert_close(two["learner"][part], one["learner"][part], **ROUNDING)
     penalty = two["learner"]["penalty"]
     assert penalty["importance.2.weight"].sum() > 1e-3
+    assert [two["learner"]["metrics"][f"{stage} last rate"] for stage in (0, 1)] == [0.0, 0.0]
     start = network().state_dict()["2.weight"]
     assert (two["learner"]["network"]["2.weight"] - start).abs().max() > 1e-2
 

@@ -63,8 +63,9 @@ def share(kind: str, rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
 def shown(importance: dict[str, Tensor] | KroneckerFactors) -> dict[str, Tensor]:
     if not isinstance(importance, KroneckerFactors):
         return dict(importance)
-    factors = {f"{part} {n}": f for n, pair in importance.items() for part, f in zip("AG", pair)}
-    return factors | {f"diagonal {n}": f for n, f in importance.diagonal.items()}
+    inputs = {f"A {name}": A for name, (A, _) in importance.items()}
+    gradients = {f"G {name}": G for name, (_, G) in importance.items()}
+    return inputs | gradients | {f"diagonal {n}": f for n, f in importance.diagonal.items()}
 
 
 class Stage(LightningDataModule):
@@ -152,6 +153,7 @@ def sequence(*, batch_norm: bool) -> dict[str, Any]:
         QuadraticPenalty(damping=0.01),
         ["a", "b"],
         ewc_lambda=30.0,
+        scheduler=partial(torch.optim.lr_scheduler.PolynomialLR, power=1.0),
         num_classes=3,
     )
     found: dict[str, Any] = {}
@@ -160,6 +162,7 @@ def sequence(*, batch_norm: bool) -> dict[str, Any]:
         data = Stage(index, (101, 33)[: index + 1])
         one = trainer(Consolidate(partial(fisher_diagonal, threshold=0.0)), probe)
         one.fit(learner, datamodule=data)
+        found[f"{index} last rate"] = one.optimizers[0].param_groups[0]["lr"]
         found |= {f"{index} {name}": float(f) for name, f in one.callback_metrics.items()}
         one.test(learner, datamodule=Stage(index, (101, 33)), verbose=False)
         found |= {f"{index} {name}": float(f) for name, f in one.callback_metrics.items()}
@@ -200,16 +203,16 @@ def drop_in() -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def find() -> dict[str, Any]:
+    """All of the above, in this process."""
     seed_everything(1, verbose=False)
-    found = {
+    return {
         "learner": sequence(batch_norm=False),
         "batch norm": sequence(batch_norm=True),
         "drop-in": drop_in(),
     }
-    torch.save(found, Path(sys.argv[1]) / f"{RANK}.pt")
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    torch.save(find(), Path(sys.argv[1]) / f"{RANK}.pt")
