@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from lifelong.processes import LOST_TOUCH, LastWords
 from lifelong.train import learn
 
 # How gloo and NCCL say that another process is gone or too late; torch has no type for it.
-LOST = ("connection closed by peer", "connection reset", "gloo", "timed out", "nccl", "tcpstore")
+LOST = re.compile("connection (closed|reset)|broken pipe|timed out|timeout|gloo|nccl|store", re.I)
 
 
 def main() -> None:
@@ -33,9 +34,9 @@ def main() -> None:
     except (LifelongError, HydraException, OmegaConfBaseException, OSError) as error:
         _leave(1, LastWords(one_line(error), True, traceback.format_exc()), folder, rank)
     except Exception as error:
-        # The last line alone: torch adds its own stack to the message.
-        line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        lost = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST)
+        first = (str(error).splitlines() or [""])[0]  # torch goes on with a stack of its own
+        lost = isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+        line = re.sub(r"^\[.*?\] ", "", first) if lost else f"{type(error).__name__}: {first}"
         words = LastWords(line, False, traceback.format_exc())
         _leave(LOST_TOUCH if lost else 1, words, folder, rank)
 

@@ -45,7 +45,7 @@ def test_two_processes_learn_what_one_learns(command: Command, tmp_path: Path) -
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[0].items():
         scale = float(tensor.abs().max())
-        # float32 through 40 steps; a penalty that counted twice would be off by a tenth
+        # float32 through 40 steps
         torch.testing.assert_close(states[1][name], tensor, rtol=0, atol=2e-3 * scale, msg=name)
     files = {
         run: sorted(p.name for p in (tmp_path / run).rglob("*") if "tfevents" not in p.name)

@@ -87,3 +87,27 @@ def test_each_keeps_more_than_fine_tuning(
     free = summary(command, "method=finetune", *others)["accuracy"]
     assert held[0] == free[0]
     assert held[1][0] > free[1][0] + 0.02
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["trainer.precision=half"], ["trainer.precision is half", "bf16-mixed"]),
+        (["trainer.max_time=10"], ["trainer.max_time is 10", "00:00:10:00"]),
+        (["trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val is -1", "above 0"]),
+        (["trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches is 0", "at least 1"]),
+        (
+            ["trainer=gpu", "trainer.precision=16-mixed", "trainer.gradient_clip_val=1"],
+            ["unscales", "optimizer.fused=false"],
+        ),
+    ],
+    ids=lambda value: value[-1] if "=" in value[0] else "",
+)
+def test_what_the_trainer_cannot_do_is_one_line_with_the_cure(
+    command: Command, tmp_path: Path, words: list[str], parts: list[str]
+) -> None:
+    done = command("train", *SMALL, *words, "hydra.run.dir=run")
+    assert done.code == 1
+    assert len(done.errors) == 1, done.err
+    assert all(part in done.errors[0] for part in parts), done.err
+    assert not (tmp_path / "run").exists()
