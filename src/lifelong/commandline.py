@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lifelong.errors import LifelongError
 
 CONF = Path(__file__).parent / "conf"
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 TRACE = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
 
 Result = TypeVar("Result")
@@ -40,6 +41,7 @@ def check(config: DictConfig) -> None:
     _whole(config, "max_epochs", 1)
     _whole(config, "batch_size", 1)
     _whole(config, "seed", 0)
+    _trainer(config)
 
 
 def run_command(command: Callable[[], Result]) -> Result:
@@ -146,6 +148,28 @@ def _number(config: DictConfig, key: str, want: str, fits: Callable[[float], boo
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if not numeric or not math.isfinite(value) or not fits(value):
         raise LifelongError(f"{key} is {value}; it must be {want}: type {key}=NUMBER")
+
+
+def _trainer(config: DictConfig) -> None:
+    trainer, fused = config.trainer, config.optimizer.get("fused", False)
+    _whole(config, "trainer.accumulate_grad_batches", 1)
+    if str(trainer.precision) not in PRECISIONS:
+        raise LifelongError(
+            f"trainer.precision is {trainer.precision}; it must be one of {', '.join(PRECISIONS)}: "
+            "type trainer.precision=bf16-mixed"
+        )
+    if trainer.max_time is not None and not re.fullmatch(r"\d+(:\d\d){3}", str(trainer.max_time)):
+        raise LifelongError(
+            f"trainer.max_time is {trainer.max_time}; it must be days:hours:minutes:seconds: "
+            "type trainer.max_time=00:00:10:00 for ten minutes a task"
+        )
+    if trainer.gradient_clip_val is not None:
+        _number(config, "trainer.gradient_clip_val", "a finite number above 0", lambda x: x > 0)
+        if fused and str(trainer.precision) == "16-mixed" and trainer.accelerator != "cpu":
+            raise LifelongError(
+                "with trainer.precision=16-mixed a fused optimizer unscales its gradients too late "
+                "for trainer.gradient_clip_val; type optimizer.fused=false, or bf16-mixed"
+            )
 
 
 def _whole(config: DictConfig, key: str, least: int) -> None:

@@ -11,11 +11,13 @@ import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lifelong.commandline import say
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
+from lifelong.processes import starts_processes
 from lifelong.run import Job
 
 
@@ -37,9 +39,14 @@ def build_job(config: DictConfig) -> Job:
             f"trainer.accelerator is {config.trainer.accelerator} and this machine has no GPU "
             "that torch can use; type trainer=cpu"
         )
+    if starts_processes(config):
+        raise LifelongError(
+            f"trainer.devices is {config.trainer.devices} and this command runs in one process; "
+            "type trainer=cpu or trainer=gpu, or learn with lifelong-train"
+        )
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    benchmark = instantiate(config.benchmark, announce=say)
+    benchmark = instantiate(config.benchmark, announce=rank_zero_only(say))
     for task in benchmark.tasks:
         task.setup("fit")
 
@@ -80,8 +87,9 @@ def _make_trainer(
     terminal = sys.stderr.isatty()
     bar: list[Callback] = [RichProgressBar(leave=True)] if terminal else []
     trainer = instantiate(config.trainer)
+    chosen = [instantiate(callback) for callback in (config.get("callbacks") or {}).values()]
     return trainer(
-        callbacks=[*bar, *(callbacks or [])],
+        callbacks=[*bar, *(callbacks or []), *chosen],
         default_root_dir=directory,
         enable_progress_bar=terminal,
         **also,
@@ -93,5 +101,7 @@ def _quieten() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # Our loaders hold tensors in memory: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # The accuracies are the same in all processes: they were counted over all.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     # Lightning speaks of its own use of torch here; nothing that a user could mend.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")

@@ -1,6 +1,8 @@
 """``lifelong-train``: one network learns the tasks of a benchmark one after another."""
 
+import json
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -25,13 +27,33 @@ def train(config: DictConfig) -> float | None:
 
 def _train(config: DictConfig) -> float | None:
     check(config)
+    from lifelong.processes import run_processes, starts_processes
+
+    if not starts_processes(config):
+        return learn(config)
+    run_processes(config)
+    summary = json.loads(Path(config.output_dir, "summary.json").read_text(encoding="utf-8"))
+    return summary["average_accuracy"]
+
+
+def learn(config: DictConfig) -> float | None:
+    """Learn, test and report in this process, be it the only one or one of several.
+
+    Args:
+        config: checked.
+
+    Returns:
+        The average accuracy after the last task.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
     from lifelong.jobs import build_job
     from lifelong.report.table import print_results
     from lifelong.run import learn_sequence
 
     job = build_job(config)
     summary = learn_sequence(job)
-    print_results([summary], job.directory)
+    rank_zero_only(print_results)([summary], job.directory)
     return summary.average_accuracy
 
 

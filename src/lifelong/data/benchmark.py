@@ -123,10 +123,16 @@ class StageData(LightningDataModule):
         """
         return [task.test_dataloader() for task in self.tasks]
 
-    def consolidation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def consolidation_batches(
+        self, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The training images of the task that is learnt, as consolidation wants them.
+
+        Args:
+            rank: this process.
+            world_size: how many processes share the images, each image in one share only.
 
         Returns:
             Batches that are neither shuffled nor augmented.
         """
-        return iter(self.current.consolidation_batches())
+        return iter(self.current.consolidation_batches(rank=rank, world_size=world_size))

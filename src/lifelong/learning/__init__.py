@@ -4,5 +4,6 @@ from lifelong.learning.consolidate import Consolidate
 from lifelong.learning.ewc import EWC
 from lifelong.learning.guard import StopOnNonFiniteLoss
 from lifelong.learning.learner import ContinualLearner
+from lifelong.learning.stopping import EarlyStoppingPerTask
 
-__all__ = ["EWC", "Consolidate", "ContinualLearner", "StopOnNonFiniteLoss"]
+__all__ = ["EWC", "Consolidate", "ContinualLearner", "EarlyStoppingPerTask", "StopOnNonFiniteLoss"]

@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lifelong.core import KroneckerFactors, fisher_diagonal
 from lifelong.learning.learner import ContinualLearner
+from lifelong.learning.processes import estimate_over_processes
 from lifelong.learning.progress import pass_progress
 
 Labels = Literal["exact", "sampled", "empirical"]
@@ -16,7 +17,8 @@ class Consolidate(Callback):
     """Folds what matters for a task, and its parameters, into the penalty as training ends.
 
     The callback decides when; the estimator says what: a mean over the task's training images, in
-    eval mode, not shuffled and not augmented.
+    eval mode, not shuffled and not augmented. Of several processes each takes a share of the
+    images, without the duplicates that pad training shares, and all fold the same bits.
 
     Args:
         estimator: of ``(network, batches, progress=...)``: what the learner's penalty folds.
@@ -42,9 +44,12 @@ class Consolidate(Callback):
                 f"Consolidate works on a ContinualLearner, not {type(pl_module).__name__}; "
                 "for a LightningModule of your own use lifelong.EWC(ewc_lambda=...)"
             )
-        batches = trainer.datamodule.consolidation_batches()  # type: ignore[attr-defined]
+        data, rank = trainer.datamodule, trainer.global_rank  # type: ignore[attr-defined]
+        batches = data.consolidation_batches(rank=rank, world_size=trainer.world_size)
         with pass_progress(f"importance of the parameters for {pl_module.current_task}") as shown:
-            importance = self.estimator(pl_module.network, batches, progress=shown)
+            importance: Any = estimate_over_processes(
+                trainer, self.estimator, pl_module.network, batches, shown
+            )
         pl_module.penalty.fold(dict(pl_module.network.named_parameters()), importance, self.decay)
         if isinstance(importance, KroneckerFactors):
             trace = importance.trace()

@@ -1,14 +1,18 @@
 """The drop-in callback: Elastic Weight Consolidation for any LightningModule."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from lifelong.core import QuadraticPenalty, fisher_diagonal
+from lifelong.core import KroneckerFactors, QuadraticPenalty, fisher_diagonal
 from lifelong.learning.consolidate import Labels
+from lifelong.learning.processes import estimate_over_processes
 from lifelong.learning.progress import is_logging_step, pass_progress
+from lifelong.learning.scaling import gradient_scale
+from lifelong.learning.shares import share_of_loader
 
 
 class EWC(Callback):
@@ -17,12 +21,18 @@ class EWC(Callback):
     Give the same callback to the Trainer of every task. As each fit ends the Fisher information of
     its training data is folded into Ω(θ) = ½ Σ F̄ (θ − θ̄)²; during the next fits λF̄ ⊙ (θ − θ̄)
     is added to the gradients just before each optimizer step (once per step whatever the
-    accumulation, after unscaling, before clipping). Nothing of the module is changed: its
-    ``training_step``, its loss and its data stay its own. F is a mean over examples, so λ does not
-    depend on the batch size or on how many examples there are.
+    accumulation, on the gradients' own scale, before clipping). Nothing of the module is changed:
+    its ``training_step``, its loss and its data stay its own. F is a mean over examples, so λ does
+    not depend on the batch size or on how many examples there are.
 
     The penalty is part of the Trainer's checkpoints. Without the old data, consolidate once where
     it still is, keep ``state_dict()`` or the checkpoint, and load it where the new data are.
+
+    Under DDP F is the mean over the examples of all processes, the same bits on each. Of a torch
+    DataLoader (sequential, shuffled without replacement, or sharded by ``DistributedSampler``, as
+    Lightning does) every example of its data set counts once, whatever the sampler pads or drops;
+    see ``share_of_loader``. Any other loader is gone through as it is in each process: all examples
+    in each give the same mean, at W times the work, but padding of your own would count.
 
     Args:
         ewc_lambda: λ ≥ 0; 0 is fine-tuning, bit for bit.
@@ -87,7 +97,8 @@ class EWC(Callback):
             return
         params = dict(pl_module.named_parameters())
         if self.ewc_lambda > 0:
-            self.penalty.add_gradient_(params, self.ewc_lambda)
+            scale = gradient_scale(trainer, optimizer)
+            self.penalty.add_gradient_(params, self.ewc_lambda * scale)
         if trainer.loggers and is_logging_step(trainer):
             omega = float(self.penalty.value(params))
             figures = {"train/penalty": omega, "train/penalty_weighted": self.ewc_lambda * omega}
@@ -103,8 +114,11 @@ class EWC(Callback):
         """
         batches = trainer.train_dataloader if self.batches is None else self.batches
         assert batches is not None
+        share = share_of_loader(batches, trainer.global_rank, trainer.world_size)
+        estimator = partial(fisher_diagonal, labels=self.labels)
         with pass_progress("Fisher information") as progress:
-            fisher = fisher_diagonal(pl_module, batches, labels=self.labels, progress=progress)
+            fisher = estimate_over_processes(trainer, estimator, pl_module, share, progress)
+        assert not isinstance(fisher, KroneckerFactors)
         self.penalty.fold(dict(pl_module.named_parameters()), fisher, self.decay)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from lifelong.core import KroneckerPenalty, QuadraticPenalty, step_sizes
+from lifelong.learning.processes import follow_first_process, mean_over_processes
 from lifelong.learning.progress import is_logging_step
+from lifelong.learning.scaling import gradient_scale, skipped_its_step
 
 Batch = tuple[Tensor, Tensor]
 Step = Literal["explicit", "proximal"]
@@ -23,10 +26,11 @@ class ContinualLearner(LightningModule):
 
     L is the mean cross-entropy of the batch in nats, Ω the penalty of the tasks before. λΩ stands
     in ``training_step`` as in the formula; its gradient λF̄ ⊙ (θ − θ̄) is closed-form and reaches
-    ``.grad`` once per optimizer step, after unscaling and before clipping, so that gradient
-    accumulation and mixed precision leave it as it is. With ``step="proximal"`` the optimizer steps
-    on L alone and λΩ acts after it, by its proximal step in the optimizer's own metric: the same
-    fixed point, stable for every λ. λ = 0 touches nothing, bit for bit.
+    ``.grad`` once per optimizer step, on the gradients' own scale and before clipping, so that
+    gradient accumulation, mixed precision and several processes leave it as it is. With
+    ``step="proximal"`` the optimizer steps on L alone and λΩ acts after it, by its proximal step in
+    the optimizer's own metric: the same fixed point, stable for every λ. λ = 0 touches nothing, bit
+    for bit.
 
     The validation loop reads one loader per learnt task, the newest last, and logs
     ``val/<task>/accuracy`` for the newest and ``retained/<task>`` for those before it.
@@ -108,6 +112,23 @@ class ContinualLearner(LightningModule):
         """
         return self.network(images)
 
+    def setup(self, stage: str) -> None:
+        """Let several processes send each other gradients in a step, and no buffers.
+
+        Those of the penalty are equal in all of them and as large as the network; those of the
+        network are sent before they are read, at validation and consolidation. In evaluations
+        of uneven shares the processes would wait for each other.
+
+        Args:
+            stage: Lightning's word for what comes.
+        """
+        buffers = [name for name, _ in self.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
+
+    def on_train_start(self) -> None:
+        """Begin with one network in all processes; its parameters are one already."""
+        follow_first_process(self.network)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective L(θ) + λΩ(θ) of one batch.
 
@@ -121,9 +142,10 @@ class ContinualLearner(LightningModule):
         """
         images, labels = batch
         task_loss = cross_entropy(self.network(images), labels)
-        if not self._logs_this_step():
+        if not self._logs_this_step(batch_idx):
             return task_loss
-        omega = self.penalty.value(self._params())
+        with torch.autocast(self.device.type, enabled=False):
+            omega = self.penalty.value(self._params())
         self._log_objective(task_loss, omega)
         return task_loss + (self.ewc_lambda * omega).to(task_loss.dtype)
 
@@ -134,10 +156,12 @@ class ContinualLearner(LightningModule):
             optimizer: the one that is about to step.
         """
         if self.step == "explicit" and self._is_held():
-            self.penalty.add_gradient_(self._params(), self.ewc_lambda)
+            scale = gradient_scale(self.trainer, optimizer)
+            self.penalty.add_gradient_(self._params(), self.ewc_lambda * scale)
 
     def on_validation_epoch_start(self) -> None:
-        """Start the counts of right answers anew."""
+        """Start the counts of right answers anew, with one network in all processes."""
+        follow_first_process(self.network)
         self._reset_accuracies()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -154,7 +178,7 @@ class ContinualLearner(LightningModule):
         """Log the accuracy of the current task and what is retained of those before it."""
         figures = {
             f"val/{name}/accuracy" if name == self.current_task else f"retained/{name}": figure
-            for name, figure in self._accuracies_by_task().items()
+            for name, figure in self._accuracies_by_task(self.trainer.num_val_batches).items()
         }
         self.log_dict(figures, logger=False, prog_bar=True)
         self._write(figures | {"epoch": float(self.current_epoch)})
@@ -175,7 +199,8 @@ class ContinualLearner(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Publish ``test/<task>/accuracy`` as the Trainer's metrics."""
-        figures = {f"test/{t}/accuracy": a for t, a in self._accuracies_by_task().items()}
+        tested = self._accuracies_by_task(self.trainer.num_test_batches)
+        figures = {f"test/{task}/accuracy": accuracy for task, accuracy in tested.items()}
         self.log_dict(figures, logger=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -200,11 +225,14 @@ class ContinualLearner(LightningModule):
         # resumed loader (its issue 20550).
         trainer = self.trainer
         batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = trainer.limit_train_batches
+        if limit is not None:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         updates = -(-batches // trainer.accumulate_grad_batches)
         return updates * (trainer.max_epochs or 1)
 
     def _proximal_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._is_held():
+        if self._is_held() and not skipped_its_step(optimizer):
             self.penalty.proximal_step_(self._params(), step_sizes(optimizer), self.ewc_lambda)
 
     def _is_held(self) -> bool:
@@ -213,15 +241,17 @@ class ContinualLearner(LightningModule):
     def _params(self) -> dict[str, nn.Parameter]:
         return dict(self.network.named_parameters())
 
-    def _logs_this_step(self) -> bool:
-        return bool(self.loggers) and is_logging_step(self.trainer)
+    def _logs_this_step(self, batch_idx: int) -> bool:
+        # Of the batches that are accumulated to one step, the first.
+        begins = batch_idx % self.trainer.accumulate_grad_batches == 0
+        return begins and bool(self.loggers) and is_logging_step(self.trainer)
 
     def _log_objective(self, task_loss: Tensor, omega: Tensor) -> None:
         # Straight to the loggers: `self.log` costs half a millisecond in every step (design 7).
         weighted = self.ewc_lambda * omega
         self._write(
             {
-                "train/task_loss": float(task_loss.detach()),
+                "train/task_loss": float(mean_over_processes(task_loss, self.trainer)),
                 "train/penalty": float(omega),
                 "train/penalty_weighted": float(weighted),
             }
@@ -240,9 +270,10 @@ class ContinualLearner(LightningModule):
         images, labels = batch
         self.accuracies[task].update(self.network(images), labels)  # type: ignore[operator]
 
-    def _accuracies_by_task(self) -> dict[str, float]:
-        return {
-            name: float(accuracy.compute())  # type: ignore[operator]
-            for name, accuracy in zip(self.tasks, self.accuracies, strict=True)
-            if accuracy.update_called
-        }
+    def _accuracies_by_task(self, loaders: Sequence[float]) -> dict[str, float]:
+        # By the loaders, not by what this process has counted: all processes have to ask for the
+        # same sums, also one whose share of a small set is empty.
+        figures = {}
+        for name, accuracy, _ in zip(self.tasks, self.accuracies, loaders, strict=False):
+            figures[name] = float(accuracy.compute())  # type: ignore[operator]
+        return figures

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 Progress = Callable[[int, int | None], None]
 
@@ -24,7 +25,9 @@ def is_logging_step(trainer: Trainer) -> bool:
 
 @contextmanager
 def pass_progress(what: str) -> Iterator[Progress | None]:
-    """Show how far a pass over the data is; silent where the output is no terminal.
+    """Show how far a pass over the data is.
+
+    Silent where the output is no terminal, and in every process but the first.
 
     Args:
         what: the words beside the bar.
@@ -32,7 +35,7 @@ def pass_progress(what: str) -> Iterator[Progress | None]:
     Yields:
         A function of (examples done, examples in all or None), or None where nothing is shown.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or getattr(rank_zero_only, "rank", None):
         yield None
         return
     from rich.console import Console

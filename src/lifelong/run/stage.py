@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from lifelong.data.benchmark import StageData
 from lifelong.errors import LifelongError
@@ -80,10 +81,11 @@ def learn_stage(
     )
 
 
+@rank_zero_only
 def save_stage(
     path: Path, learner: ContinualLearner, stages: Sequence[StageResult], untrained: list[float]
 ) -> None:
-    """Keep the learner after consolidation, with the results so far.
+    """Keep the learner after consolidation, with the results so far; process 0 alone does.
 
     Args:
         path: the checkpoint, written whole or not at all.

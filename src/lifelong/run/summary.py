@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from lifelong.core import average_accuracy, backward_transfer, forgetting, forward_transfer
 from lifelong.run.files import whole_file
@@ -61,8 +62,9 @@ class Summary:
     parameters: int
     versions: dict[str, str]
 
+    @rank_zero_only
     def write(self, path: Path) -> None:
-        """Write the summary as JSON, whole or not at all.
+        """Write the summary as JSON, whole or not at all; process 0 alone does.
 
         Args:
             path: the file.
