@@ -1,13 +1,13 @@
 """Several runs that share their first task: it is learnt once, and each goes on from there."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lifelong.commandline import CONF, check
+from lifelong.continuing import note_run
 
 if TYPE_CHECKING:
     from lifelong.run import Summary
@@ -29,22 +29,21 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
 
 
 def learn_branches(configs: Iterable[DictConfig]) -> Iterator["Summary"]:
-    """Learn each configuration; all but the first go on from the first one's first task.
+    """Learn one configuration after another; what they share comes from the stage store.
 
     Args:
-        configs: of one benchmark, seed, network and optimizer; they may differ in the method.
+        configs: any number of them.
 
     Yields:
         The summary of each run as it is finished.
     """
     from lifelong.jobs import build_job
-    from lifelong.run import learn_sequence, stage_checkpoint
+    from lifelong.run import learn_sequence
 
-    start: Path | None = None
     for config in configs:
         job = build_job(config)
         keep = job.directory / ".hydra"
         keep.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, keep / "config.yaml")
-        yield learn_sequence(job, start=start)
-        start = start or stage_checkpoint(job.directory, 0, job.benchmark.task_names[0])
+        note_run(config, [])
+        yield learn_sequence(job)

@@ -3,6 +3,7 @@
 Imports nothing heavy: help and errors of configuration come before torch is loaded.
 """
 
+import errno
 import math
 import os
 import re
@@ -21,6 +22,7 @@ from lifelong.errors import LifelongError
 
 CONF = Path(__file__).parent / "conf"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRACE = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
 
 Result = TypeVar("Result")
@@ -41,6 +43,9 @@ def check(config: DictConfig) -> None:
     _whole(config, "max_epochs", 1)
     _whole(config, "batch_size", 1)
     _whole(config, "seed", 0)
+    _number(config, "checkpoint_every", "a finite number of seconds above 0", lambda x: x > 0)
+    _number(config, "stages_limit", "a finite number of GB of at least 0", lambda x: x >= 0)
+    _stages(config)
     _trainer(config)
 
 
@@ -60,8 +65,8 @@ def run_command(command: Callable[[], Result]) -> Result:
     try:
         with _hydra_raises():
             return command()
-    except KeyboardInterrupt:
-        _exit("interrupted; what was finished lies in the run's folder", 130)
+    except KeyboardInterrupt as error:
+        _exit(str(error) or "interrupted; what was finished lies in the run's folder", 130)
     except (LifelongError, HydraException, OmegaConfBaseException, OSError) as error:
         _exit(one_line(error), 1)
 
@@ -104,6 +109,11 @@ def one_line(error: BaseException) -> str:
             group, _, name = missing[1].rpartition("/")
             known = ", ".join(options[1].split())
             return f"{group}={name} is not known; type {group}= with one of: {known}"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return (
+            f"{error.filename or 'a file'} could not be written ({error.strerror}); what was saved "
+            "before is whole: free some space and go on with resume=true"
+        )
     if isinstance(error, OSError) and error.filename:
         return (
             f"{error.filename}: {error.strerror}; "
@@ -170,6 +180,16 @@ def _trainer(config: DictConfig) -> None:
                 "with trainer.precision=16-mixed a fused optimizer unscales its gradients too late "
                 "for trainer.gradient_clip_val; type optimizer.fused=false, or bf16-mixed"
             )
+
+
+def _stages(config: DictConfig) -> None:
+    if not isinstance(config.resume, bool):
+        raise LifelongError(f"resume is {config.resume}; type resume=true or resume=false")
+    # `off` is YAML's word for false: both mean the same here.
+    if config.stages is False or config.stages is None:
+        config.stages = "off"
+    if not isinstance(config.stages, str):
+        raise LifelongError(f"stages is {config.stages}; type stages=off or stages=FOLDER")
 
 
 def _whole(config: DictConfig, key: str, least: int) -> None:

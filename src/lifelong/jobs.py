@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from lifelong.commandline import say
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
-from lifelong.processes import starts_processes
-from lifelong.run import Job
+from lifelong.processes import is_one_of_several, starts_processes
+from lifelong.run import Job, NoStore, StageStore
+from lifelong.run.store import GIGABYTE
 
 
 def build_job(config: DictConfig) -> Job:
@@ -74,11 +75,23 @@ def build_job(config: DictConfig) -> Job:
         max_epochs=config.max_epochs,
         directory=directory,
         consolidation=instantiate(config.method.consolidation),
-        loggers=[instantiate(logger) for logger in (config.logger or {}).values()],
+        config={str(key): value for key, value in flat.items()},
+        make_loggers=lambda: [instantiate(one) for one in (config.logger or {}).values()],
         hyperparameters={key: flat[key] for key in ("seed", "max_epochs", "batch_size")}
         | {"ewc_lambda": float(config.method.ewc_lambda), "method": config.method.name}
         | {"benchmark": benchmark.name, "lr": float(config.optimizer.lr)},
+        store=_stage_store(config),
+        resume=config.resume,
+        checkpoint_every=float(config.checkpoint_every),
+        tell=rank_zero_only(say),
     )
+
+
+def _stage_store(config: DictConfig) -> StageStore:
+    # What a clock ends has no key, and of several processes one would have to speak for all.
+    if config.stages == "off" or config.trainer.max_time is not None or is_one_of_several():
+        return NoStore()
+    return StageStore(Path(config.stages), float(config.stages_limit) * GIGABYTE, say)
 
 
 def _make_trainer(

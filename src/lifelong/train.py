@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lifelong.commandline import CONF, check, remove_if_empty, run_command
+from lifelong.continuing import continued, how_to_continue, note_run
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -22,11 +24,22 @@ def train(config: DictConfig) -> float | None:
     """
     # Here and not only around Hydra, which would print a second line for an error in its job.
     with remove_if_empty(config.output_dir):
-        return run_command(lambda: _train(config))
+        return run_command(lambda: _train(config, list(HydraConfig.get().overrides.task)))
 
 
-def _train(config: DictConfig) -> float | None:
+def _train(config: DictConfig, overrides: list[str]) -> float | None:
+    if config.resume is True:
+        config = continued(config, overrides)
     check(config)
+    note_run(config, overrides)
+    try:
+        return _learn(config)
+    except KeyboardInterrupt as error:
+        words = f"interrupted; to go on type: {how_to_continue(config.output_dir)}"
+        raise KeyboardInterrupt(words) from error
+
+
+def _learn(config: DictConfig) -> float | None:
     from lifelong.processes import run_processes, starts_processes
 
     if not starts_processes(config):

@@ -1,14 +1,16 @@
 """The callback that consolidates a task when its training ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 
 from lifelong.core import KroneckerFactors, fisher_diagonal
 from lifelong.learning.learner import ContinualLearner
 from lifelong.learning.processes import estimate_over_processes
-from lifelong.learning.progress import pass_progress
+from lifelong.learning.progress import Progress, pass_progress
 
 Labels = Literal["exact", "sampled", "empirical"]
 
@@ -28,6 +30,7 @@ class Consolidate(Callback):
     def __init__(self, estimator: Callable[..., Any] = fisher_diagonal, decay: float = 1.0) -> None:
         self.estimator = estimator
         self.decay = decay
+        self.importance: Any = None  # of the task that was consolidated last
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Consolidate the task that was just learnt.
@@ -46,14 +49,45 @@ class Consolidate(Callback):
             )
         data, rank = trainer.datamodule, trainer.global_rank  # type: ignore[attr-defined]
         batches = data.consolidation_batches(rank=rank, world_size=trainer.world_size)
-        with pass_progress(f"importance of the parameters for {pl_module.current_task}") as shown:
-            importance: Any = estimate_over_processes(
+        with _shown(pl_module) as shown:
+            importance = estimate_over_processes(
                 trainer, self.estimator, pl_module.network, batches, shown
             )
-        pl_module.penalty.fold(dict(pl_module.network.named_parameters()), importance, self.decay)
+        self.fold(pl_module, importance, trainer.loggers, pl_module.sequence_step)
+
+    def estimate(self, learner: ContinualLearner, batches: Iterable[Any]) -> Any:
+        """The importance of a task that was learnt before, in this process alone.
+
+        Args:
+            learner: as learning the task left it.
+            batches: the task's training images.
+
+        Returns:
+            What the estimator returns.
+        """
+        with _shown(learner) as shown:
+            return self.estimator(learner.network, batches, progress=shown)
+
+    def fold(
+        self, learner: ContinualLearner, importance: Any, loggers: Iterable[Logger], step: int
+    ) -> None:
+        """Take an importance and the parameters up into the penalty, and log its trace.
+
+        Args:
+            learner: as learning the task left it.
+            importance: what the estimator returned.
+            loggers: where the trace goes.
+            step: where on the horizontal axis it stands.
+        """
+        self.importance = importance
+        learner.penalty.fold(dict(learner.network.named_parameters()), importance, self.decay)
         if isinstance(importance, KroneckerFactors):
             trace = importance.trace()
         else:
             trace = sum(float(f.double().sum()) for f in importance.values())
-        for logger in trainer.loggers:
-            logger.log_metrics({"fisher/trace": trace}, step=pl_module.sequence_step)
+        for logger in loggers:
+            logger.log_metrics({"fisher/trace": trace}, step=step)
+
+
+def _shown(learner: ContinualLearner) -> AbstractContextManager[Progress | None]:
+    return pass_progress(f"importance of the parameters for {learner.current_task}")

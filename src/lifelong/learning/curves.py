@@ -1,5 +1,7 @@
 """The callback that keeps the validation curves of a stage."""
 
+from typing import Any
+
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -37,3 +39,19 @@ class RecordCurves(Callback):
         for name, figure in trainer.callback_metrics.items():
             if name.startswith(("val/", "retained/")):
                 self.curves.setdefault(name, []).append(as_fraction(figure))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the Trainer's checkpoint keeps of this callback.
+
+        Returns:
+            The curves.
+        """
+        return {"curves": self.curves}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the curves that a checkpoint kept.
+
+        Args:
+            state_dict: what ``state_dict`` returned.
+        """
+        self.curves = {name: list(curve) for name, curve in state_dict["curves"].items()}

@@ -1,6 +1,16 @@
 """Learns a sequence of tasks and keeps its results."""
 
-from lifelong.run.sequence import Job, learn_sequence, stage_checkpoint
+from lifelong.run.position import stage_checkpoint
+from lifelong.run.sequence import Job, learn_sequence
+from lifelong.run.store import NoStore, StageStore
 from lifelong.run.summary import StageResult, Summary
 
-__all__ = ["Job", "StageResult", "Summary", "learn_sequence", "stage_checkpoint"]
+__all__ = [
+    "Job",
+    "NoStore",
+    "StageResult",
+    "StageStore",
+    "Summary",
+    "learn_sequence",
+    "stage_checkpoint",
+]

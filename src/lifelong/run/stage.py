@@ -1,23 +1,48 @@
-"""One stage: learning, consolidating and testing one task, and the checkpoint that keeps it."""
+"""One stage: learning, consolidating and testing one task, or recalling that it was learnt."""
 
+import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 
+from lifelong.core import KroneckerFactors
 from lifelong.data.benchmark import StageData
-from lifelong.errors import LifelongError
-from lifelong.learning import ContinualLearner, StopOnNonFiniteLoss
+from lifelong.learning import Consolidate, ContinualLearner, StopOnNonFiniteLoss
 from lifelong.learning.curves import RecordCurves, as_fraction
-from lifelong.run.files import whole_file
-from lifelong.run.summary import StageResult
+from lifelong.run.journal import Entry, write
+from lifelong.run.keeping import KeepProgress, WholeCheckpoints
+from lifelong.run.random_state import random_state, restore_random_state
 
 MakeTrainer = Callable[..., Trainer]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What learning a task gave, before it was consolidated.
+
+    Args:
+        network: the network's state.
+        steps: optimizer steps that were taken.
+        curves: the accuracies on validation images, one figure per epoch.
+        journal: what was logged.
+        random: the state of the random numbers; a sampled importance goes on from there.
+        seconds: what it took.
+        accuracy: fingerprint of a task's data → fraction right on its test set.
+        untrained: the same before the first task; empty for later ones.
+    """
+
+    network: dict[str, Any]
+    steps: int
+    curves: dict[str, list[float]]
+    journal: list[Entry]
+    random: dict[str, Any]
+    seconds: float
+    accuracy: dict[str, float] = field(default_factory=dict)
+    untrained: dict[str, float] = field(default_factory=dict)
 
 
 def test_accuracies(trainer: Trainer, learner: ContinualLearner, data: StageData) -> list[float]:
@@ -36,102 +61,150 @@ def test_accuracies(trainer: Trainer, learner: ContinualLearner, data: StageData
     return [as_fraction(figures[f"test/{task}/accuracy"]) for task in learner.tasks]
 
 
-def learn_stage(
+def fit(
     make_trainer: MakeTrainer,
     learner: ContinualLearner,
     data: StageData,
-    consolidation: Callback | None,
-) -> StageResult:
-    """Learn one task, consolidate it, test on all.
+    consolidation: Consolidate | None,
+    keep: KeepProgress,
+    checkpoints: WholeCheckpoints,
+    resume: Path | None = None,
+) -> tuple[Fit, float]:
+    """Learn one task, and consolidate it.
 
     Args:
-        make_trainer: a Trainer for these ``callbacks``.
+        make_trainer: a Trainer for these ``callbacks`` and ``plugins``.
         learner: as the stage before left it.
         data: the loaders of this stage.
         consolidation: what updates the penalty as training ends, or nothing.
+        keep: saves the middle of the training.
+        checkpoints: how that is written and read.
+        resume: a checkpoint of the middle of this stage.
 
     Returns:
-        The stage's result.
-    """
-    name = data.current.name
-    learner.current_task = name
-    record = RecordCurves()
-    timer = _Timer()
-    callbacks: list[Callback] = [StopOnNonFiniteLoss(name, learner.ewc_lambda), record, timer]
-    # The second timer reads the clock on the other side of the consolidation.
-    end = _Timer()
-    callbacks += [consolidation] if consolidation is not None else []
-    trainer = make_trainer(callbacks=[*callbacks, end])
-    begin = time.perf_counter()
-    trainer.fit(learner, datamodule=data)
-    steps = int(trainer.global_step)
-    tested = time.perf_counter()
-    accuracy = test_accuracies(trainer, learner, data)
-    learner.steps_before += steps
-    return StageResult(
-        task=name,
-        accuracy=accuracy,
-        seconds={
-            "fit": timer.train_end - begin,
-            "consolidate": end.train_end - timer.train_end,
-            "test": time.perf_counter() - tested,
-        },
-        steps=steps,
-        curves=record.curves,
-    )
-
-
-@rank_zero_only
-def save_stage(
-    path: Path, learner: ContinualLearner, stages: Sequence[StageResult], untrained: list[float]
-) -> None:
-    """Keep the learner after consolidation, with the results so far; process 0 alone does.
-
-    Args:
-        path: the checkpoint, written whole or not at all.
-        learner: network and penalty.
-        stages: the results up to this stage.
-        untrained: the accuracies before the first task.
-    """
-    content = {
-        "format": 1,
-        "state_dict": learner.state_dict(),
-        "stages": [asdict(stage) for stage in stages],
-        "untrained": untrained,
-    }
-    with whole_file(path) as temporary:
-        torch.save(content, temporary)
-
-
-def load_stage(path: Path, learner: ContinualLearner) -> tuple[list[StageResult], list[float]]:
-    """Bring a learner to where a stage checkpoint left it.
-
-    Args:
-        path: a file that ``save_stage`` wrote.
-        learner: of the same network.
-
-    Returns:
-        The results up to that stage, and the accuracies before the first task.
+        What was learnt, and the seconds of the consolidation.
 
     Raises:
-        LifelongError: when the file is damaged or belongs to another network.
+        KeyboardInterrupt: on Ctrl-C, for which Lightning would leave the interpreter.
+        SystemExit: when something else asks to leave it.
     """
+    record, end = RecordCurves(), _EndOfFit(keep)
+    guard = StopOnNonFiniteLoss(data.current.name, learner.ewc_lambda)
+    callbacks: list[Callback] = [guard, record, end]
+    callbacks += [consolidation] if consolidation is not None else []
+    trainer = make_trainer(callbacks=[*callbacks, keep], plugins=[checkpoints])
+    handler = signal.getsignal(signal.SIGINT)
     try:
-        content: dict[str, Any] = torch.load(path, map_location=learner.device, weights_only=True)
-        learner.load_state_dict(content["state_dict"])
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise LifelongError(
-            f"{path} cannot continue this run ({reason}); "
-            "learn the first task again by leaving the checkpoint out"
-        ) from error
-    stages = [StageResult(**stage) for stage in content["stages"]]
-    learner.steps_before = sum(stage.steps for stage in stages)
-    return stages, content["untrained"]
+        # Our own files: they hold nothing that has to be trusted.
+        trainer.fit(learner, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit as error:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
+    learnt = Fit(
+        network={name: t.detach().clone() for name, t in learner.network.state_dict().items()},
+        steps=int(trainer.global_step),
+        curves=record.curves,
+        journal=keep.journal.entries[keep.first : end.mark],
+        random=random_state(),
+        seconds=end.seconds,
+    )
+    return learnt, keep.seconds - end.seconds
 
 
-class _Timer(Callback):
-    train_end = 0.0
+def recall(
+    learnt: Fit,
+    make_trainer: MakeTrainer,
+    learner: ContinualLearner,
+    data: StageData,
+    consolidation: Consolidate | None,
+    importance: Any,
+) -> float:
+    """Bring a learner to where a fit that was kept had left it.
+
+    Args:
+        learnt: what was kept.
+        make_trainer: a Trainer; it knows the device and the loggers.
+        learner: as the stage before left it.
+        data: the loaders of this stage.
+        consolidation: what updates the penalty, or nothing.
+        importance: what it takes up, as it was kept; None to estimate it now.
+
+    Returns:
+        The seconds of an estimation.
+    """
+    trainer = make_trainer()
+    learner.network.load_state_dict(learnt.network)
+    write(learnt.journal, trainer.loggers)
+    restore_random_state(learnt.random)
+    begin = time.monotonic()
+    if consolidation is not None:
+        if importance is None:
+            device = trainer.strategy.root_device
+            importance = consolidation.estimate(
+                learner.to(device), data.current.consolidation_batches()
+            )
+        step = learner.steps_before + learnt.steps
+        consolidation.fold(learner, importance, trainer.loggers, step)
+        learner.cpu()
+    return time.monotonic() - begin
+
+
+def plain(importance: Any) -> dict[str, Any]:
+    """An importance as dictionaries of tensors, for a checkpoint.
+
+    Args:
+        importance: a diagonal, or Kronecker factors.
+
+    Returns:
+        What ``from_plain`` reads.
+    """
+    if isinstance(importance, KroneckerFactors):
+        pairs = {name: [a, g] for name, (a, g) in importance.items()}
+        return {"pairs": pairs, "diagonal": dict(importance.diagonal)}
+    return {"diagonal": dict(importance)}
+
+
+def from_plain(content: dict[str, Any]) -> Any:
+    """The importance that ``plain`` took apart.
+
+    Args:
+        content: dictionaries of tensors.
+
+    Returns:
+        A diagonal, or Kronecker factors.
+    """
+    if "pairs" in content:
+        pairs = {name: (a, g) for name, (a, g) in content["pairs"].items()}
+        return KroneckerFactors(pairs, content["diagonal"])
+    return content["diagonal"]
+
+
+def known(tasks: Sequence[str], accuracy: dict[str, float]) -> list[float] | None:
+    """The accuracies of all tasks, if all are known.
+
+    Args:
+        tasks: the fingerprints of their data.
+        accuracy: by fingerprint.
+
+    Returns:
+        One fraction per task, or None.
+    """
+    if set(tasks) <= set(accuracy):
+        return [accuracy[task] for task in tasks]
+    return None
+
+
+class _EndOfFit(Callback):
+    """Notes what the training took and logged, before the task is consolidated."""
+
+    seconds = 0.0
+    mark = 0
+
+    def __init__(self, keep: KeepProgress) -> None:
+        self.keep = keep
 
     def on_train_end(self, *_: Any) -> None:
-        self.train_end = time.perf_counter()
+        self.seconds = self.keep.seconds
+        self.mark = len(self.keep.journal.entries)

@@ -4,7 +4,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from lifelong.core import average_accuracy, backward_transfer, forgetting, forward_transfer
+from lifelong.errors import LifelongError
 from lifelong.run.files import whole_file
 
 PACKAGES = ("lifelong-lightning", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
@@ -29,6 +30,8 @@ class StageResult:
         steps: optimizer steps that were taken.
         curves: ``val/<task>/accuracy`` and ``retained/<task>`` on the validation images, one figure
             per epoch.
+        reused: the parts that were taken from the stage store, with the seconds that each took
+            when it was learnt.
     """
 
     task: str
@@ -36,6 +39,7 @@ class StageResult:
     seconds: dict[str, float]
     steps: int
     curves: dict[str, list[float]] = field(default_factory=dict)
+    reused: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Summary:
     forgetting: float | None
     retained: dict[str, float]
     seconds: dict[str, dict[str, float]]
+    reused: dict[str, dict[str, float]]
     curves: list[dict[str, list[float]]]
     parameters: int
     versions: dict[str, str]
@@ -72,6 +77,28 @@ class Summary:
         with whole_file(path) as temporary:
             text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Summary":
+        """Read what a finished run wrote.
+
+        Args:
+            path: its ``summary.json``.
+
+        Returns:
+            The summary.
+
+        Raises:
+            LifelongError: when the file is none.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{one.name: content[one.name] for one in fields(cls)})
+        except (ValueError, KeyError, TypeError) as error:
+            raise LifelongError(
+                f"{path} is no summary of this version of lifelong ({error}); remove it to have "
+                "it written anew"
+            ) from error
 
 
 def summarize(stages: Sequence[StageResult], untrained: Sequence[float], **about: Any) -> Summary:
@@ -99,6 +126,7 @@ def summarize(stages: Sequence[StageResult], untrained: Sequence[float], **about
         forgetting=_or_null(forgetting(accuracy)),
         retained=dict(zip(names, stages[-1].accuracy, strict=True)),
         seconds={stage.task: stage.seconds for stage in stages},
+        reused={stage.task: stage.reused for stage in stages if stage.reused},
         curves=[stage.curves for stage in stages],
         versions=_versions(),
     )

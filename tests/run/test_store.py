@@ -1,0 +1,192 @@
+"""Learnt stages that runs share: the same bits, learnt once, whatever happens to an owner."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lifelong.run.stage_key import fit_key, importance_key
+from lifelong.run.store import StageStore
+
+from .conftest import SMALL, Command
+from .test_resume import results, same
+
+FIRST, SECOND = "digits_as_mnist", "digits_as_usps"
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method.ewc_lambda=10"],
+        ["method=finetune"],
+        ["method=kronecker_ewc"],
+        ["method.consolidation.estimator.labels=sampled"],
+        ["method=online_ewc", "method.step=proximal"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_shared_and_unshared_runs_agree_bit_for_bit(
+    command: Command, tmp_path: Path, words: list[str]
+) -> None:
+    # The first leaves a stage whose importance some of the others can use and some cannot.
+    for name, own in {"first": ["stages=st"], "shared": [*words, "stages=st"]}.items():
+        done = command("train", *SMALL, *own, f"hydra.run.dir={name}")
+        assert done.code == 0, done.err
+    assert f"{FIRST}: taken from the stage store" in done.err
+    assert summary(tmp_path / "shared")["reused"][FIRST]["fit"] > 0
+    assert summary(tmp_path / "shared")["seconds"][FIRST]["fit"] == 0
+    alone = command("train", *SMALL, *words, "stages=off", "hydra.run.dir=alone")
+    assert alone.code == 0, alone.err
+    assert "stage store" not in alone.err
+    assert summary(tmp_path / "alone")["reused"] == {}
+    found, expected = results(tmp_path / "shared"), results(tmp_path / "alone")
+    for part in expected:
+        assert same(found[part], expected[part]), part
+    once_more = command("train", *SMALL, *words, "stages=st", "hydra.run.dir=again")
+    assert f"{SECOND}: taken from the stage store" in once_more.err
+    assert same(results(tmp_path / "again"), expected)
+
+
+CONFIG: dict[str, Any] = {
+    "model": {"hidden": [3]},
+    "seed": 0,
+    "method": {"ewc_lambda": 1.0, "penalty": {}, "consolidation": {"estimator": {"labels": "e"}}},
+}
+TASKS = [("a", "11"), ("b", "22")]
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "second"),
+    [
+        ({"method": CONFIG["method"] | {"ewc_lambda": 2.0}}, True, False),
+        ({"method": CONFIG["method"] | {"penalty": {"damping": 0.1}}}, True, False),
+        ({"data_dir": "elsewhere"}, True, True),
+        ({"seed": 1}, False, False),
+        ({"model": {"hidden": [4]}}, False, False),
+        ({"trainer": {"precision": "bf16-mixed"}}, False, False),
+    ],
+)
+def test_a_key_holds_what_shaped_the_stage_and_nothing_else(
+    change: dict[str, Any], first: bool, second: bool
+) -> None:
+    other = CONFIG | change
+    assert (fit_key(CONFIG, TASKS, 0) == fit_key(other, TASKS, 0)) is first
+    assert (fit_key(CONFIG, TASKS, 1) == fit_key(other, TASKS, 1)) is second
+
+
+def test_a_key_knows_the_images_the_order_the_threads_and_the_estimator() -> None:
+    key = fit_key(CONFIG, TASKS, 0)
+    assert fit_key(CONFIG, [("a", "11"), ("c", "33")], 0) == key
+    assert fit_key(CONFIG, [("a", "12"), ("b", "22")], 0) != key
+    assert fit_key(CONFIG, TASKS[::-1], 1) != fit_key(CONFIG, TASKS, 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert fit_key(CONFIG, TASKS, 0) != key
+    torch.set_num_threads(threads)
+    free = {**CONFIG, "method": CONFIG["method"] | {"ewc_lambda": 0.0}}
+    assert fit_key(free, TASKS, 1) == fit_key(free | {"method": {"ewc_lambda": 0}}, TASKS, 1)
+
+    def consolidating(**words: Any) -> dict[str, Any]:
+        return {**CONFIG, "method": CONFIG["method"] | {"consolidation": words}}
+
+    other = consolidating(estimator={"labels": "s"})
+    assert importance_key(key, CONFIG) != importance_key(key, other)
+    faded = consolidating(estimator={"labels": "e"}, decay=0.5)
+    assert importance_key(key, CONFIG) == importance_key(key, faded)
+
+
+def test_the_code_of_a_users_own_network_is_part_of_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    own = tmp_path / "own_network_of_a_test.py"
+    own.write_text("class Net: pass\n")
+    config = CONFIG | {"model": {"_target_": "own_network_of_a_test.Net"}}
+    before = fit_key(config, TASKS, 0)
+    assert fit_key(config, TASKS, 0) == before
+    own.write_text("class Net: size = 2\n")
+    assert fit_key(config, TASKS, 0) != before
+
+
+def test_a_damaged_entry_is_told_of_and_learnt_again(command: Command, tmp_path: Path) -> None:
+    words = [*SMALL, "stages=st", "method=finetune"]
+    assert command("train", *words, "hydra.run.dir=a").code == 0
+    for path in (tmp_path / "st").glob("*.fit"):
+        path.write_bytes(path.read_bytes()[:-100])
+    done = command("train", *words, "hydra.run.dir=b")
+    assert done.code == 0, done.err
+    assert "is removed from the stage store and learnt again" in done.err
+    assert "taken from" not in done.err
+    found, expected = results(tmp_path / "b"), results(tmp_path / "a")
+    for part in expected:
+        assert same(found[part], expected[part]), part
+    assert "taken from" in command("train", *words, "hydra.run.dir=c").err
+
+
+def test_the_store_keeps_within_its_bound_and_drops_what_was_not_used(tmp_path: Path) -> None:
+    store = StageStore(tmp_path, 25_000, print)
+    for number in range(3):
+        store.keep("fit", f"key{number}", {"x": torch.zeros(2000)})  # some 10 kB each
+        os.utime(tmp_path / f"key{number}.fit", (number, number))
+    assert store.recall("fit", "key0") is None
+    assert store.recall("fit", "key1") is not None
+    store.keep("fit", "key3", {"x": torch.zeros(2000)})
+    assert {path.stem for path in tmp_path.glob("*.fit")} == {"key1", "key3"}
+    # An entry beyond the bound is kept while it is the newest.
+    store.keep("fit", "large", {"x": torch.zeros(20_000)})
+    assert {path.stem for path in tmp_path.glob("*.fit")} == {"large"}
+
+
+def test_of_two_runs_at_once_one_learns_and_the_other_waits(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "lifelong.train", "benchmark=embedded_digits", "max_epochs=60"]
+    words += ["stages=st", "logger=none", "model.hidden=[64]"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [*words, f"method.ewc_lambda={x}", f"hydra.run.dir={x}"],
+            cwd=tmp_path,
+            env=env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for x in (1, 2)
+    ]
+    said = [run.communicate(timeout=200)[1] for run in both]
+    assert [run.returncode for run in both] == [0, 0], said
+    assert sum(f"{FIRST}: taken from the stage store" in words for words in said) == 1
+    one, other = (
+        torch.load(tmp_path / f"{x}/checkpoints/stage-0-{FIRST}.ckpt")["state_dict"] for x in (1, 2)
+    )
+    assert same(one, other)
+    assert len(list((tmp_path / "st").glob("*.fit"))) == 3
+
+
+def test_the_lock_of_a_dead_owner_is_taken_over(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from lifelong.run.store import StageStore\n"
+        "with StageStore(Path(sys.argv[1]), 1e9, print).exclusive('key', 'a'):\n"
+        "    print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        told: list[str] = []
+        owner.kill()
+        owner.wait()
+        begin = time.monotonic()
+        with StageStore(tmp_path, 1e9, told.append).exclusive("key", "a"):
+            waited = time.monotonic() - begin
+    assert waited < 5
