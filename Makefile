@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow choose-lambda bench results lint format clean
+.PHONY: help install run test test-slow choose-lambda bench bench-peers results lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,13 +27,16 @@ test: $(STAMP) ## run the tests (ARGS='-k fisher')
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
-choose-lambda: $(STAMP) ## sweep λ on validation images, best first (ARGS='--seeds 0,1,2')
+choose-lambda: $(STAMP) ## sweep λ on validation images, best first (ARGS='--seeds 0')
 	$(BIN)/python benchmarks/choose_lambda.py $(ARGS)
 
 bench: $(STAMP) ## the cost of each part as ratios, on MNIST in LIFELONG_DATA or data/ (ARGS='steps')
 	$(BIN)/python benchmarks/bench.py --data $${LIFELONG_DATA:-data} $(ARGS)
 
-results: $(STAMP) ## the README's table and picture: three seeds, EWC and fine-tuning
+bench-peers: $(STAMP) ## the whole job beside Avalanche's, whose environment is PEERS=DIR
+	$(BIN)/python benchmarks/peers.py $(PEERS) --data $${LIFELONG_DATA:-data} $(ARGS)
+
+results: $(STAMP) ## the README's table and picture: five seeds, each method
 	$(BIN)/python benchmarks/main_job.py --picture docs/retained.png $(ARGS)
 
 lint: $(STAMP) ## check style and types

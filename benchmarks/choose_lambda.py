@@ -24,7 +24,7 @@ def validation(summary: Summary) -> tuple[float, float]:
 def main() -> None:
     """Run the grid and print it, best first."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--lambdas", default="2e3,5e3,1e4,2e4")
     parser.add_argument("overrides", nargs="*")
     words = parser.parse_args()
