@@ -4,6 +4,7 @@ Standard input: a line of JSON for each command, {"words": [...], "kill_after": 
 Standard output: a line of JSON each, {"code": exit code or null if killed, "err": its last words}.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ def run(words: list[str], kill_after: float | None) -> dict[str, object]:
         if child == 0:
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
+            faulthandler.dump_traceback_later(60, exit=True)  # say where, rather than hang
             os._exit(code_of(words))
         deadline = None if kill_after is None else time.monotonic() + kill_after
         while True:
