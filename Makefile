@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow choose-lambda bench bench-peers results lint format clean
+.PHONY: help install run test test-slow choose-lambda bench bench-peers results lint format clean-stages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ lint: $(STAMP) ## check style and types
 format: $(STAMP) ## bring the style in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+clean-stages: ## forget the learnt stages that runs share
+	rm -rf "$${LIFELONG_STAGES:-outputs/.stages}"
 
 clean: ## remove what was made: environment, results, caches (data/ stays)
 	rm -rf $(VENV) outputs multirun build dist .mypy_cache .pytest_cache .ruff_cache

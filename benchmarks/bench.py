@@ -173,6 +173,7 @@ def jobs(data: Data, data_dir: str) -> list[Row]:
     """Lightning's epoch and our whole job against raw scripts."""
     del data
     common = [f"data_dir={data_dir}", "max_epochs=1", "scheduler=constant", f"batch_size={BATCH}"]
+    common += ["stages=off"]
 
     def ours() -> None:
         import tempfile
@@ -208,7 +209,7 @@ def lightning_epoch(data: Data, data_dir: str) -> list[Row]:
         stage = job.benchmark.stage(0)
 
         def ours() -> None:
-            trainer: Trainer = job.make_trainer(logger=list(job.loggers))
+            trainer: Trainer = job.make_trainer(logger=list(job.make_loggers()))
             trainer.fit(learner, datamodule=stage)
 
         torch.manual_seed(0)

@@ -32,7 +32,7 @@ def main() -> None:
     found: dict[str, list[tuple[float, float]]] = {ewc_lambda: [] for ewc_lambda in lambdas}
     with tempfile.TemporaryDirectory() as folder:
         for seed in words.seeds.split(","):
-            common = ["logger=none", *words.overrides, f"seed={seed}"]
+            common = ["logger=none", f"stages={folder}/stages", *words.overrides, f"seed={seed}"]
             configs = (
                 compose_run([*common, f"method.ewc_lambda={x}", f"output_dir={folder}/{seed}/{x}"])
                 for x in lambdas

@@ -34,6 +34,7 @@ def main() -> None:
                             *words.overrides,
                             f"seed={seed}",
                             f"output_dir={folder}/{seed}/{method}",
+                            f"stages={folder}/stages",
                         ]
                     )
                     for method in group

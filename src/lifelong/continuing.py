@@ -1,18 +1,14 @@
 """Going on with a run: what it was begun with, and whether that is asked for again.
 
-Imports nothing heavy.
+Imports nothing heavy unless a run is resumed.
 """
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-
-# They change neither a number nor what is learnt.
-FREE = ("resume", "output_dir", "data_dir", "stages", "stages_limit", "checkpoint_every", "logger")
 
 
 def note_run(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -46,6 +42,8 @@ def continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         The run's own configuration, with what is free to change taken from the command line; or
         ``config`` as it is where other keys were given, or no run was begun there.
     """
+    from lifelong.run.position import FREE
+
     path = _note(config.output_dir)
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
@@ -79,31 +77,6 @@ def how_to_continue(directory: str) -> str:
     if set("=, '\"") & set(directory):
         word = shlex.quote(f"hydra.run.dir='{directory}'")
     return f"lifelong-train resume=true {word}"
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys that matter and differ between two configurations.
-
-    Args:
-        then: of the run, in plain values.
-        now: of the command, in plain values.
-
-    Returns:
-        ``key=its value there (its value here)``, for each.
-    """
-    before, after = dict(_flat(then)), dict(_flat(now))
-    keys = [key for key in (before | after) if before.get(key) != after.get(key)]
-    return [f"{key}={before.get(key)} there, {after.get(key)} here" for key in keys]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if (not prefix and key in FREE) or (prefix == "benchmark." and key == "data_dir"):
-            continue
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
 
 
 def _note(directory: str) -> Path:

@@ -1,16 +1,18 @@
 """Where an interrupted run stands, found in its folder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lifelong.continuing import differences
 from lifelong.errors import LifelongError
 from lifelong.run.checkpoint import CheckpointError, load_checkpoint
 from lifelong.run.journal import Entry
 from lifelong.run.keeping import previous, read_progress
 from lifelong.run.summary import StageResult
+
+# They change neither a number nor what is learnt.
+FREE = ("resume", "output_dir", "data_dir", "stages", "stages_limit", "checkpoint_every", "logger")
 
 
 @dataclass
@@ -147,3 +149,28 @@ def refuse_another_run(path: Path, then: Mapping[str, Any], now: Mapping[str, An
             f"{path} belongs to another run: {'; '.join(other)}; type what it has, or leave "
             "resume=true out to begin anew in another folder"
         )
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys that matter and differ between two configurations.
+
+    Args:
+        then: of the run, in plain values.
+        now: of the command, in plain values.
+
+    Returns:
+        ``key=its value there (its value here)``, for each.
+    """
+    before, after = dict(_flat(then)), dict(_flat(now))
+    keys = [key for key in (before | after) if before.get(key) != after.get(key)]
+    return [f"{key}={before.get(key)} there, {after.get(key)} here" for key in keys]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if (not prefix and key in FREE) or (prefix == "benchmark." and key == "data_dir"):
+            continue
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
