@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_within_a_stage_falls_back_to_the_one_before(
     [
         ("seed=3", "seed=0 there, 3 here"),
         ("model.hidden=[16]", "model.hidden=[32] there, [16] here"),
-        ("method.ewc_lambda=7", "method.ewc_lambda=5000.0 there, 7 here"),
+        ("method.ewc_lambda=7", "method.ewc_lambda=10000.0 there, 7 here"),
         ("method=finetune", "method.name=ewc there, finetune here"),
     ],
 )
