@@ -36,6 +36,10 @@ bench: $(STAMP) ## the cost of each part as ratios, on MNIST in LIFELONG_DATA or
 results: $(STAMP) ## the README's table and picture: three seeds, EWC and fine-tuning
 	$(BIN)/python benchmarks/main_job.py --picture docs/retained.png $(ARGS)
 
+.PHONY: notebooks
+notebooks: $(STAMP) ## run the notebooks and keep their outputs (ARGS='notebooks/choosing_lambda.ipynb')
+	$(BIN)/python notebooks/execute.py $(ARGS)
+
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
