@@ -1,6 +1,6 @@
 """Several runs that share their first task: it is learnt once, and each goes on from there."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from lifelong.commandline import CONF, check
 
 if TYPE_CHECKING:
-    from lifelong.run import Summary
+    from lifelong.run import Job, Summary
 
 
 def compose_run(overrides: Sequence[str]) -> DictConfig:
@@ -28,11 +28,14 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def learn_branches(configs: Iterable[DictConfig]) -> Iterator["Summary"]:
+def learn_branches(
+    configs: Iterable[DictConfig], *, prepare: Callable[["Job"], "Job"] | None = None
+) -> Iterator["Summary"]:
     """Learn each configuration; all but the first go on from the first one's first task.
 
     Args:
         configs: of one benchmark, seed, network and optimizer; they may differ in the method.
+        prepare: changes a job before it is run.
 
     Yields:
         The summary of each run as it is finished.
@@ -43,6 +46,7 @@ def learn_branches(configs: Iterable[DictConfig]) -> Iterator["Summary"]:
     start: Path | None = None
     for config in configs:
         job = build_job(config)
+        job = prepare(job) if prepare else job
         keep = job.directory / ".hydra"
         keep.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, keep / "config.yaml")

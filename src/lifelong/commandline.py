@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lifelong.errors import LifelongError
 
 CONF = Path(__file__).parent / "conf"
+RULES = ("best_average", "most_new")  # how lifelong.run.choice chooses λ
 TRACE = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
 
 Result = TypeVar("Result")
@@ -40,6 +41,31 @@ def check(config: DictConfig) -> None:
     _whole(config, "max_epochs", 1)
     _whole(config, "batch_size", 1)
     _whole(config, "seed", 0)
+    check_choice(config)
+
+
+def check_choice(config: DictConfig) -> None:
+    """Refuse an unknown rule for the choice of λ, and bounds that a search cannot draw from.
+
+    Args:
+        config: the composed configuration.
+
+    Raises:
+        LifelongError: one line that names the key and what it takes.
+    """
+    if config.choice.rule not in RULES:
+        raise LifelongError(
+            f"choice.rule is {config.choice.rule}; type "
+            f"{' or '.join(f'choice.rule={rule}' for rule in RULES)}"
+        )
+    _number(config, "choice.at_most_lost", "points from 0 to 100", lambda x: 0 <= x <= 100)
+    if config.search is None:
+        return
+    _number(config, "search.low", "a finite number above 0", lambda x: x > 0)
+    low = config.search.low
+    _number(config, "search.high", f"a number above search.low={low}", lambda x: x > low)
+    _whole(config, "search.trials", 1)
+    _whole(config, "search.seed", 0)
 
 
 def run_command(command: Callable[[], Result]) -> Result:

@@ -1,7 +1,6 @@
 """From a composed configuration to a job: the one place where configuration becomes objects."""
 
 import logging
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from lifelong.commandline import say
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
+from lifelong.learning.progress import shows_progress
 from lifelong.run import Job
 
 
@@ -77,7 +77,7 @@ def build_job(config: DictConfig) -> Job:
 def _make_trainer(
     config: DictConfig, directory: Path, *, callbacks: list[Callback] | None = None, **also: Any
 ) -> Trainer:
-    terminal = sys.stderr.isatty()
+    terminal = shows_progress()
     bar: list[Callback] = [RichProgressBar(leave=True)] if terminal else []
     trainer = instantiate(config.trainer)
     return trainer(

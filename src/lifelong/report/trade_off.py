@@ -61,8 +61,8 @@ def trade_off(summaries: Iterable[Summary]) -> list[TradeOffPoint]:
                 ewc_lambda,
                 statistics.mean(olds),
                 statistics.mean(news),
-                _standard_error(olds),
-                _standard_error(news),
+                standard_error(olds),
+                standard_error(news),
             )
         )
     return points
@@ -177,5 +177,17 @@ def _power_of_ten(ewc_lambda: float) -> str:
     return f"λ = {ewc_lambda:g}"
 
 
-def _standard_error(values: Sequence[float]) -> float:
+def standard_error(values: Sequence[float]) -> float:
+    """The standard error of a mean: the standard deviation (by n − 1) over √n.
+
+    Args:
+        values: one per seed.
+
+    Returns:
+        The error in the values' unit; 0 for a single value, which has none to show.
+
+    Example:
+        >>> round(standard_error([1.0, 3.0]), 6)
+        1.0
+    """
     return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0

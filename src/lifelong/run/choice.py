@@ -166,8 +166,12 @@ def candidate_of(summary: Summary) -> Candidate:
         The candidate.
     """
     *before, last = summary.curves
-    known = [curves[f"val/{t}/accuracy"][-1] for t, curves in zip(summary.tasks, before, strict=False)]
-    return candidate_at(summary.ewc_lambda, summary.tasks, known, {k: v[-1] for k, v in last.items()})
+    known = [
+        curves[f"val/{t}/accuracy"][-1] for t, curves in zip(summary.tasks, before, strict=False)
+    ]
+    return candidate_at(
+        summary.ewc_lambda, summary.tasks, known, {k: v[-1] for k, v in last.items()}
+    )
 
 
 def candidate_at(
