@@ -6,7 +6,7 @@ through files in the sweep's folder, so that any of Hydra's launchers may start 
 
 import importlib.util
 import math
-import sys
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -133,22 +133,22 @@ class SweepOverview(Callback):
         """
         return {"_overview": None, "_folder": self._folder, "_swept": self._swept}
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Name the runs after what is swept, and begin to watch.
 
         Args:
             config: of the sweep.
-            **kwargs: unused.
+            **_: unused.
         """
         # Hydra turns a callback's errors into warnings; what the user can mend ends the command.
         run_command(lambda: self._start(config))
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table; runs that failed make the exit code 1.
 
         Args:
             config: of the sweep.
-            **kwargs: unused.
+            **_: unused.
         """
         run_command(lambda: self.finish(config))
 
@@ -218,6 +218,29 @@ class SweepOverview(Callback):
         words = OmegaConf.load(directory / ".hydra" / "overrides.yaml")
         others = set(self._swept) - {LAMBDA, SEED}
         return ", ".join(word for word in words if word.partition("=")[0].lstrip("+~") in others)
+
+
+def short_name(name: str) -> str:
+    """A run's name with its round numbers as people write them.
+
+    Args:
+        name: of swept keys and values; Hydra writes 1e4 as 10000.0.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> short_name("method.ewc_lambda=10000.0,optimizer.lr=0.01,seed=0")
+        'method.ewc_lambda=1e4,optimizer.lr=0.01,seed=0'
+        >>> short_name("method.ewc_lambda=100.0"), short_name("method.ewc_lambda=25000.0")
+        ('method.ewc_lambda=100', 'method.ewc_lambda=25000')
+    """
+    whole = re.sub(r"(?<==)(\d+)\.0(?=,|$)", r"\1", name)
+    return re.sub(r"(?<==)([1-9])(0{3,})(?=,|$)", lambda m: f"{m[1]}e{len(m[2])}", whole)
+
+
+# Here, so that a worker process has it too: it imports this module with the callback.
+OmegaConf.register_new_resolver("short_name", short_name, replace=True)
 
 
 def end_overview() -> None:
