@@ -19,6 +19,7 @@ from lifelong.branches import learn_branches
 from lifelong.commandline import one_line, say
 from lifelong.errors import LifelongError
 from lifelong.report.notes import FAILED, FINISHED, PRUNED, Note, Notebook, remove_notes
+from lifelong.report.numbers import as_typed
 from lifelong.report.overview import Overview
 from lifelong.run.choice import Candidate, Rule, candidate_at, candidate_of
 from lifelong.run.files import whole_file
@@ -44,14 +45,8 @@ def search(config: DictConfig) -> float:
 
     Raises:
         LifelongError: when no trial came to its end.
-    """
-    from lifelong.report.sweep_table import (
-        print_wide,
-        read_summaries,
-        search_table,
-        sweep_table,
-        verdict,
-    )
+    """  # noqa: DOC502
+    from lifelong.report.sweep_table import print_wide, read_summaries, search_table, verdict
 
     rule = Rule(config.choice.rule, float(config.choice.at_most_lost))
     folder = Path(config.output_dir)
@@ -73,9 +68,12 @@ def search(config: DictConfig) -> float:
     print_wide(search_table(trials, best.ewc_lambda), verdict(best, rule))
     # Of equal values of λ the first: they are the same run.
     (chosen, *_) = [t for t in trials if t.state == FINISHED and t.ewc_lambda == best.ewc_lambda]
-    print_wide(sweep_table({"": read_summaries([Path(chosen.directory)])}, rule))
+    (summary,) = read_summaries([Path(chosen.directory)])
+    tests = ", ".join(f"{task} {100 * x:.2f} %" for task, x in summary.retained.items())
     print_wide(
-        f"results      {folder} (search.json)", f"TensorBoard  tensorboard --logdir {folder}"
+        f"test images  {tests}",
+        f"results      {folder} (search.json; the best run: {Path(chosen.directory).name})",
+        f"TensorBoard  tensorboard --logdir {folder}",
     )
     return rule.score(best)
 
@@ -163,7 +161,7 @@ class _Attempt:
         )
 
     def _directory(self) -> Path:
-        name = f"method.ewc_lambda={self._lambda:g},trial={self.number}"
+        name = f"method.ewc_lambda={as_typed(self._lambda)},trial={self.number}"
         return Path(self.config.output_dir) / name
 
     def _configuration(self, directory: Path) -> DictConfig:
@@ -198,7 +196,7 @@ class _Attempt:
             raise optuna.TrialPruned
 
     def _known_before(self, figures: dict[str, float]) -> list[float] | None:
-        """What was known as the last task began; a stage from the store was not seen learning."""
+        # A first stage that came from the store was not seen learning.
         old = self._tasks[:-1]
         known = self.study.user_attrs.get("before", {}) | self._before
         if all(task in known for task in old):

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lifelong.commandline import check_choice, one_line, remove_if_empty, run_command, say
 from lifelong.errors import LifelongError
 from lifelong.report.notes import FAILED, FINISHED, Note, Notebook, remove_notes
+from lifelong.report.numbers import as_typed
 from lifelong.report.overview import Overview
 
 if TYPE_CHECKING:
@@ -232,11 +233,9 @@ def short_name(name: str) -> str:
     Example:
         >>> short_name("method.ewc_lambda=10000.0,optimizer.lr=0.01,seed=0")
         'method.ewc_lambda=1e4,optimizer.lr=0.01,seed=0'
-        >>> short_name("method.ewc_lambda=100.0"), short_name("method.ewc_lambda=25000.0")
-        ('method.ewc_lambda=100', 'method.ewc_lambda=25000')
     """
-    whole = re.sub(r"(?<==)(\d+)\.0(?=,|$)", r"\1", name)
-    return re.sub(r"(?<==)([1-9])(0{3,})(?=,|$)", lambda m: f"{m[1]}e{len(m[2])}", whole)
+    number = r"(?<==)\d+(?:\.\d+)?(?:e[+-]?\d+)?(?=,|$)"
+    return re.sub(number, lambda found: as_typed(float(found[0])), name)
 
 
 # Here, so that a worker process has it too: it imports this module with the callback.

@@ -9,6 +9,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
+from lifelong.report.numbers import as_typed
 from lifelong.report.trade_off import standard_error, trade_off
 from lifelong.run.choice import Candidate, Rule, candidate_of
 from lifelong.run.summary import Summary
@@ -102,7 +103,7 @@ def sweep_table(groups: Mapping[str, Sequence[Summary]], rule: Rule) -> Table:
             tests = [[100 * one.accuracy[-1][task] for one in same] for task in (0, -1)]
             table.add_row(
                 *([label] if set(groups) != {""} else []),
-                f"{point.ewc_lambda:g}",
+                as_typed(point.ewc_lambda),
                 str(len(same)),
                 _with_error(point.old, point.old_error, len(same)),
                 _with_error(point.new, point.new_error, len(same)),
@@ -125,11 +126,11 @@ def verdict(best: Candidate, rule: Rule) -> str:
     """
     if not rule.keeps_its_bound(best):
         return (
-            f"no λ has {rule.words}: {best.ewc_lambda:g} loses least, {best.lost:.2f} points "
+            f"no λ has {rule.words}: {as_typed(best.ewc_lambda)} loses least, {best.lost:.2f} points "
             "(validation images)"
         )
     return (
-        f"best λ = {best.ewc_lambda:g} by the rule: {rule.words}. It kept {100 * best.old:.2f} % "
+        f"best λ = {as_typed(best.ewc_lambda)} by the rule: {rule.words}. It kept {100 * best.old:.2f} % "
         f"(lost {best.lost:.2f} points) and reached {100 * best.new:.2f} % on the new task, on "
         "validation images; the test images played no part"
     )
@@ -154,7 +155,7 @@ def search_table(trials: Sequence[Trial], best: float) -> Table:
         shown = (found.old, found.new, found.average) if found is not None else ()
         mark = "← best" if trial.ewc_lambda == best and trial.state == "finished" else ""
         table.add_row(
-            f"{trial.ewc_lambda:g}",
+            as_typed(trial.ewc_lambda),
             str(trial.number),
             str(trial.epochs),
             *([f"{100 * fraction:.2f}" for fraction in shown] or [""] * 3),
