@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -22,6 +23,8 @@ from lifelong.errors import LifelongError
 CONF = Path(__file__).parent / "conf"
 RULES = ("best_average", "most_new")  # how lifelong.run.choice chooses λ
 TRACE = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 Result = TypeVar("Result")
 
@@ -145,7 +148,22 @@ def say(line: str) -> None:
     Args:
         line: the words.
     """
-    print(f"lifelong: {line}", file=sys.stderr, flush=True)
+    if not _silent.get():
+        print(f"lifelong: {line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is said in here, by this thread: a sweep's first run has said it.
+
+    Yields:
+        Nothing.
+    """
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ store is on.
 import copy
 import json
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lifelong.branches import learn_branches
-from lifelong.commandline import one_line, say
+from lifelong.commandline import one_line, say, silence
 from lifelong.errors import LifelongError
+from lifelong.learning.progress import without_bars
 from lifelong.report.notes import FAILED, FINISHED, PRUNED, Note, Notebook, remove_notes
 from lifelong.report.numbers import as_typed
 from lifelong.report.overview import Overview
@@ -56,9 +57,11 @@ def search(config: DictConfig) -> float:
     overview = None if in_sweep() else Overview(folder, total=config.search.trials, say=say)
     trials: list[Trial] = []
     try:
-        while len(trials) < config.search.trials:
-            trials.append(_Attempt(config, rule, study, len(trials)).run())
-            _write(folder, config, rule, trials)
+        with without_bars():
+            while len(trials) < config.search.trials:
+                with silence() if trials else nullcontext():
+                    trials.append(_Attempt(config, rule, study, len(trials)).run())
+                _write(folder, config, rule, trials)
     finally:
         if overview is not None:
             overview.close()

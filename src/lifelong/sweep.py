@@ -9,6 +9,7 @@ import math
 import re
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from lifelong.commandline import check_choice, one_line, remove_if_empty, run_command, say
+from lifelong.commandline import check_choice, one_line, remove_if_empty, run_command, say, silence
 from lifelong.errors import LifelongError
 from lifelong.report.notes import FAILED, FINISHED, Note, Notebook, remove_notes
 from lifelong.report.numbers import as_typed
@@ -63,8 +64,10 @@ def run_of_sweep(config: DictConfig, learn: Callable[[DictConfig], float | None]
     folder, directory = Path(hydra.sweep.dir).absolute(), Path(config.output_dir).absolute()
     name = str(directory.relative_to(folder)) if directory.is_relative_to(folder) else directory
     _notebook = Notebook(folder, Note(int(hydra.job.num), str(name)))
+    from lifelong.learning.progress import without_bars
+
     try:
-        with remove_if_empty(config.output_dir):
+        with remove_if_empty(config.output_dir), without_bars(), _unless_first(_notebook.note):
             result = learn(config)
         _notebook.write(state=FINISHED)
         return result
@@ -79,8 +82,12 @@ def run_of_sweep(config: DictConfig, learn: Callable[[DictConfig], float | None]
     return math.nan
 
 
+def _unless_first(note: Note) -> AbstractContextManager[None]:
+    return silence() if note.number else nullcontext()
+
+
 def note_epochs(job: "Job") -> "Job":
-    """In a sweep, let the job note how far it is; the overview has the terminal.
+    """In a sweep, let the job note how far it is.
 
     Args:
         job: about to be run.
@@ -92,7 +99,7 @@ def note_epochs(job: "Job") -> "Job":
 
 
 def tell_epochs(job: "Job", tell: Callable[..., None]) -> "Job":
-    """Have a job tell of each epoch, and show no bars of its own.
+    """Have a job tell of each epoch.
 
     Args:
         job: about to be run.
@@ -111,11 +118,9 @@ def _telling_trainer(
     callbacks: list[Any] | None = None,
     **also: Any,
 ) -> "Trainer":
-    from lifelong.learning.progress import without_bars
     from lifelong.learning.tell import TellEpochs
 
-    with without_bars():
-        return make_trainer(callbacks=[*(callbacks or []), TellEpochs(tell)], **also)
+    return make_trainer(callbacks=[*(callbacks or []), TellEpochs(tell)], **also)
 
 
 class SweepOverview(Callback):
@@ -216,7 +221,7 @@ class SweepOverview(Callback):
         )
 
     def _setting(self, directory: Path) -> str:
-        words = OmegaConf.load(directory / ".hydra" / "overrides.yaml")
+        words = [str(word) for word in OmegaConf.load(directory / ".hydra" / "overrides.yaml")]
         others = set(self._swept) - {LAMBDA, SEED}
         return ", ".join(word for word in words if word.partition("=")[0].lstrip("+~") in others)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lifelong.report.numbers import as_typed
+from lifelong.report.table import title
 from lifelong.report.trade_off import standard_error, trade_off
 from lifelong.run.choice import Candidate, Rule, candidate_of
 from lifelong.run.summary import Summary
@@ -85,7 +86,7 @@ def sweep_table(groups: Mapping[str, Sequence[Summary]], rule: Rule) -> Table:
     """
     first = next(iter(groups.values()))[0]
     old, new = first.tasks[0], first.tasks[-1]
-    table = Table(title=f"λ on {' → '.join(first.tasks)}: mean ± standard error over seeds")
+    table = Table(title=f"λ on {title(first)}: mean ± standard error over seeds")
     if set(groups) != {""}:
         table.add_column("")
     table.add_column("λ", justify="right")
@@ -124,13 +125,14 @@ def verdict(best: Candidate, rule: Rule) -> str:
     Returns:
         The sentence.
     """
+    ewc_lambda = as_typed(best.ewc_lambda)
     if not rule.keeps_its_bound(best):
         return (
-            f"no λ has {rule.words}: {as_typed(best.ewc_lambda)} loses least, {best.lost:.2f} points "
+            f"no λ has {rule.words}: {ewc_lambda} loses least, {best.lost:.2f} points "
             "(validation images)"
         )
     return (
-        f"best λ = {as_typed(best.ewc_lambda)} by the rule: {rule.words}. It kept {100 * best.old:.2f} % "
+        f"best λ = {ewc_lambda} by the rule: {rule.words}. It kept {100 * best.old:.2f} % "
         f"(lost {best.lost:.2f} points) and reached {100 * best.new:.2f} % on the new task, on "
         "validation images; the test images played no part"
     )
