@@ -73,8 +73,10 @@ def run_of_sweep(config: DictConfig, learn: Callable[[DictConfig], float | None]
         return result
     except (LifelongError, HydraException, OmegaConfBaseException, OSError) as error:
         _notebook.write(state=FAILED, message=one_line(error))
-    except (Exception, SystemExit) as error:
-        # A defect, or a library that wants to end the process: the others go on all the same.
+    except SystemExit as error:
+        # So Lightning answers Ctrl-C: that ends the sweep, not this run alone.
+        raise KeyboardInterrupt from error
+    except Exception as error:
         traceback.print_exc()
         _notebook.write(state=FAILED, message=f"{type(error).__name__}: {one_line(error)}")
     finally:

@@ -82,7 +82,7 @@ def test_any_other_key_is_swept_along_and_shows_in_the_name(
     assert done.code == 0, done.err
     methods = ("ewc", "online_ewc")
     assert set(summaries(tmp_path / "sweep")) == {
-        f"method={m},method.ewc_lambda={x}" for m in methods for x in ("0", "100")
+        f"method.ewc_lambda={x},method={m}" for m in methods for x in ("0", "100")
     }
     assert len(lines(done.out, "method=ewc: best λ = ")) == 1
     assert len(lines(done.out, "method=online_ewc: best λ = ")) == 1
@@ -105,14 +105,24 @@ def test_a_run_that_fails_ends_neither_the_sweep_nor_goes_unnoticed(
 
 
 def test_a_defect_in_one_run_shows_its_trace_and_the_others_go_on(
-    command: Command, tmp_path: Path
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("model.hidden=[32],[0.5]", "hydra.sweep.dir=sweep")
-    done = command("train", "-m", *(w for w in QUIET if "hidden" not in w), *words)
+    from lifelong import run
+
+    learn = run.learn_sequence
+
+    def broken(job: run.Job) -> run.Summary:
+        if job.seed == 0:
+            raise IndexError("a defect")
+        return learn(job)
+
+    monkeypatch.setattr(run, "learn_sequence", broken)
+    done = command("train", "-m", *QUIET, "seed=0,1", "hydra.sweep.dir=sweep")
     assert done.code == 1
-    assert "Traceback" in done.err
-    assert "1 of 2 runs failed (model.hidden=[0.5])" in done.err
-    assert list(summaries(tmp_path / "sweep")) == ["model.hidden=[32]"]
+    assert 'raise IndexError("a defect")' in done.err
+    assert "[1/2] seed=0 failed: IndexError: a defect" in done.err
+    assert "1 of 2 runs failed (seed=0)" in done.errors[-1]
+    assert list(summaries(tmp_path / "sweep")) == ["seed=1"]
 
 
 @pytest.mark.parametrize("launcher", ["parallel", "slurm_local"])
@@ -242,7 +252,7 @@ def test_an_interrupted_sweep_shows_what_is_finished(tmp_path: Path) -> None:
     time.sleep(0.2)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
-    assert running.returncode != 0
+    assert running.returncode == 130
     assert "interrupted" in err
     assert "│ 0 │" in out, err
     assert "│ 1e4 │" not in out.replace("  ", " ")
