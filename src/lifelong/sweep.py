@@ -58,6 +58,9 @@ def run_of_sweep(config: DictConfig, learn: Callable[[DictConfig], float | None]
 
     Returns:
         What ``learn`` returned, or NaN for a run that failed.
+
+    Raises:
+        KeyboardInterrupt: when Ctrl-C ended the run, which ends the sweep too.
     """
     global _notebook
     hydra = HydraConfig.get()

@@ -115,7 +115,7 @@ def test_a_trial_that_diverges_is_noted_and_the_search_goes_on(
     command: Command, tmp_path: Path
 ) -> None:
     # An explicit step with lr·λ·F_max beyond 2 leaves the numbers.
-    words = ("optimizer=sgd", "optimizer.lr=0.1", "search.low=1e-3", "search.high=1e30")
+    words = ("optimizer=sgd", "optimizer.lr=0.1", "search.low=1e-6", "search.high=1e8")
     done = command("train", *SEARCH, *words, "optimizer.momentum=0", "hydra.run.dir=run")
     assert done.code == 0, done.err
     trials = found(tmp_path / "run")["trials"]
@@ -125,6 +125,14 @@ def test_a_trial_that_diverges_is_noted_and_the_search_goes_on(
     for trial in failed:
         assert "method.step=proximal" in trial["message"]
         assert f"trial={trial['number']} failed: the loss became NaN" in done.err
+
+
+def test_a_search_without_a_finished_trial_says_so(command: Command, tmp_path: Path) -> None:
+    words = ("optimizer=sgd", "optimizer.lr=0.1", "search.low=1e20", "search.high=1e30")
+    done = command("train", *SEARCH, *words, "search.trials=2", "hydra.run.dir=run")
+    assert done.code == 1
+    assert "no run was finished" in done.errors[-1]
+    assert found(tmp_path / "run")["best"] is None
 
 
 def test_a_search_that_cannot_begin_ends_at_once(
