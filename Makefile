@@ -39,6 +39,10 @@ bench-peers: $(STAMP) ## the whole job beside Avalanche's, whose environment is 
 results: $(STAMP) ## the README's table and picture: five seeds, each method
 	$(BIN)/python benchmarks/main_job.py --picture docs/retained.png $(ARGS)
 
+.PHONY: notebooks
+notebooks: $(STAMP) ## run the notebooks and keep their outputs (ARGS='notebooks/choosing_lambda.ipynb')
+	$(BIN)/python notebooks/execute.py $(ARGS)
+
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -1,6 +1,6 @@
 """Several runs that share their first task: it is learnt once, and each goes on from there."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
@@ -10,7 +10,7 @@ from lifelong.commandline import CONF, check
 from lifelong.continuing import note_run
 
 if TYPE_CHECKING:
-    from lifelong.run import Summary
+    from lifelong.run import Job, Summary
 
 
 def compose_run(overrides: Sequence[str]) -> DictConfig:
@@ -28,11 +28,14 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def learn_branches(configs: Iterable[DictConfig]) -> Iterator["Summary"]:
+def learn_branches(
+    configs: Iterable[DictConfig], *, prepare: Callable[["Job"], "Job"] | None = None
+) -> Iterator["Summary"]:
     """Learn one configuration after another; what they share comes from the stage store.
 
     Args:
         configs: any number of them.
+        prepare: changes a job before it is run.
 
     Yields:
         The summary of each run as it is finished.
@@ -42,6 +45,7 @@ def learn_branches(configs: Iterable[DictConfig]) -> Iterator["Summary"]:
 
     for config in configs:
         job = build_job(config)
+        job = prepare(job) if prepare else job
         keep = job.directory / ".hydra"
         keep.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, keep / "config.yaml")

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -23,7 +24,10 @@ from lifelong.errors import LifelongError
 CONF = Path(__file__).parent / "conf"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RULES = ("best_average", "most_new")  # how lifelong.run.choice chooses λ
 TRACE = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 Result = TypeVar("Result")
 
@@ -47,6 +51,31 @@ def check(config: DictConfig) -> None:
     _number(config, "stages_limit", "a finite number of GB of at least 0", lambda x: x >= 0)
     _stages(config)
     _trainer(config)
+    check_choice(config)
+
+
+def check_choice(config: DictConfig) -> None:
+    """Refuse an unknown rule for the choice of λ, and bounds that a search cannot draw from.
+
+    Args:
+        config: the composed configuration.
+
+    Raises:
+        LifelongError: one line that names the key and what it takes.
+    """
+    if config.choice.rule not in RULES:
+        raise LifelongError(
+            f"choice.rule is {config.choice.rule}; type "
+            f"{' or '.join(f'choice.rule={rule}' for rule in RULES)}"
+        )
+    _number(config, "choice.at_most_lost", "points from 0 to 100", lambda x: 0 <= x <= 100)
+    if config.search is None:
+        return
+    _number(config, "search.low", "a finite number above 0", lambda x: x > 0)
+    low = config.search.low
+    _number(config, "search.high", f"a number above search.low={low}", lambda x: x > low)
+    _whole(config, "search.trials", 1)
+    _whole(config, "search.seed", 0)
 
 
 def run_command(command: Callable[[], Result]) -> Result:
@@ -131,7 +160,22 @@ def say(line: str) -> None:
     Args:
         line: the words.
     """
-    print(f"lifelong: {line}", file=sys.stderr, flush=True)
+    if not _silent.get():
+        print(f"lifelong: {line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is said in here, by this thread: a sweep's first run has said it.
+
+    Yields:
+        Nothing.
+    """
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """From a composed configuration to a job: the one place where configuration becomes objects."""
 
 import logging
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lifelong.commandline import say
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
+from lifelong.learning.progress import shows_progress
 from lifelong.processes import is_one_of_several, starts_processes
 from lifelong.run import Job, NoStore, StageStore
 from lifelong.run.store import GIGABYTE
@@ -97,7 +97,7 @@ def _stage_store(config: DictConfig) -> StageStore:
 def _make_trainer(
     config: DictConfig, directory: Path, *, callbacks: list[Callback] | None = None, **also: Any
 ) -> Trainer:
-    terminal = sys.stderr.isatty()
+    terminal = shows_progress()
     bar: list[Callback] = [RichProgressBar(leave=True)] if terminal else []
     trainer = instantiate(config.trainer)
     chosen = [instantiate(callback) for callback in (config.get("callbacks") or {}).values()]

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from lifelong.commandline import CONF, check, remove_if_empty, run_command
 from lifelong.continuing import continued, how_to_continue, note_run
+from lifelong.sweep import end_overview, in_sweep, note_epochs, run_of_sweep
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -22,9 +23,12 @@ def train(config: DictConfig) -> float | None:
     Returns:
         The average accuracy after the last task.
     """
+    overrides = list(HydraConfig.get().overrides.task)
+    if in_sweep():
+        return run_of_sweep(config, lambda config: _train(config, overrides))
     # Here and not only around Hydra, which would print a second line for an error in its job.
     with remove_if_empty(config.output_dir):
-        return run_command(lambda: _train(config, list(HydraConfig.get().overrides.task)))
+        return run_command(lambda: _train(config, overrides))
 
 
 def _train(config: DictConfig, overrides: list[str]) -> float | None:
@@ -42,6 +46,10 @@ def _train(config: DictConfig, overrides: list[str]) -> float | None:
 def _learn(config: DictConfig) -> float | None:
     from lifelong.processes import run_processes, starts_processes
 
+    if config.search is not None:
+        from lifelong.search import search
+
+        return search(config)
     if not starts_processes(config):
         return learn(config)
     run_processes(config)
@@ -64,9 +72,10 @@ def learn(config: DictConfig) -> float | None:
     from lifelong.report.table import print_results
     from lifelong.run import learn_sequence
 
-    job = build_job(config)
+    job = note_epochs(build_job(config))
     summary = learn_sequence(job)
-    rank_zero_only(print_results)([summary], job.directory)
+    if not in_sweep():
+        rank_zero_only(print_results)([summary], job.directory)
     return summary.average_accuracy
 
 
@@ -74,7 +83,10 @@ def main() -> None:
     """The console script."""
     # Hydra reads the program's name from here; under `python -m` it would be a path.
     sys.argv[0] = "lifelong-train"
-    run_command(train)
+    try:
+        run_command(train)
+    finally:
+        end_overview()
 
 
 if __name__ == "__main__":

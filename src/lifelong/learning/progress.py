@@ -23,6 +23,34 @@ def is_logging_step(trainer: Trainer) -> bool:
     return every > 0 and trainer.global_step % every == 0
 
 
+_hidden = False
+
+
+def shows_progress() -> bool:
+    """Whether bars are to be shown: on a terminal that nothing else draws on.
+
+    Returns:
+        False for a file, within ``without_bars``, and in every process but the first.
+    """
+    first = not getattr(rank_zero_only, "rank", None)
+    return first and sys.stderr.isatty() and not _hidden
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No bars in here: the overview of a sweep has the terminal.
+
+    Yields:
+        Nothing.
+    """
+    global _hidden
+    before, _hidden = _hidden, True
+    try:
+        yield
+    finally:
+        _hidden = before
+
+
 @contextmanager
 def pass_progress(what: str) -> Iterator[Progress | None]:
     """Show how far a pass over the data is.
@@ -35,7 +63,7 @@ def pass_progress(what: str) -> Iterator[Progress | None]:
     Yields:
         A function of (examples done, examples in all or None), or None where nothing is shown.
     """
-    if not sys.stderr.isatty() or getattr(rank_zero_only, "rank", None):
+    if not shows_progress():
         yield None
         return
     from rich.console import Console

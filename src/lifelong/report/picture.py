@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lifelong.report.table import METHODS, title
 from lifelong.run.files import whole_file
 from lifelong.run.summary import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart by the colour-blind; the markers tell them apart in print.
 STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]
@@ -20,6 +24,20 @@ def draw_retention(summaries: Sequence[Summary], path: Path) -> Path:
 
     Returns:
         The path.
+    """
+    with whole_file(path) as temporary:
+        retention_figure(summaries).savefig(temporary, format="png", dpi=150)
+    return path
+
+
+def retention_figure(summaries: Sequence[Summary]) -> "Figure":
+    """The figure of what each run retains of the first task over the epochs of the last.
+
+    Args:
+        summaries: runs over the same tasks, which begin at the same learnt first task.
+
+    Returns:
+        Per cent right on the validation images of the first task, from the end of its own stage.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -42,11 +60,10 @@ def draw_retention(summaries: Sequence[Summary], path: Path) -> Path:
             label=label,
         )
     axes.set_xlabel(f"epochs of {new}")
-    axes.set_ylabel(f"accuracy on {old}, % of its validation images")
-    axes.set_title(f"What is retained of {old}\n{title(summaries[0])}", fontsize=10)
+    axes.set_ylabel(f"accuracy on {old}\n% of its validation images")
+    learnt = title(summaries[0]).replace(" (", "\n(")  # too long for one line where it warns
+    axes.set_title(f"What is retained of {old}\n{learnt}", fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center right")
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    return path
+    return figure

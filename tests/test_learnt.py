@@ -1,0 +1,37 @@
+"""The learner as a stage left it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lifelong.branches import compose_run, learn_branches
+from lifelong.errors import LifelongError
+from lifelong.jobs import build_job
+from lifelong.learnt import learnt_stage
+
+SMALL = ["benchmark=embedded_digits", "max_epochs=2", "model.hidden=[16]", "logger=none"]
+
+
+def test_a_stage_comes_back_with_its_network_and_its_penalty(tmp_path: Path) -> None:
+    configs = [
+        compose_run([*SMALL, f"method.ewc_lambda={x}", f"output_dir={tmp_path}/{x}"])
+        for x in (10, 20)
+    ]
+    first, second = learn_branches(configs)
+    before, after = learnt_stage(configs[0], 0), learnt_stage(configs[0], -1)
+    assert not before.training
+    task = build_job(configs[0]).benchmark.tasks[0]
+    images, labels = next(iter(task.test_dataloader()))
+    for learner, figure in ((before, first.accuracy[0][0]), (after, first.accuracy[1][0])):
+        right = (learner(images).argmax(dim=-1) == labels).double().mean()
+        torch.testing.assert_close(float(right), figure, rtol=0, atol=1e-6)
+    # consolidated there: nothing has moved yet, and afterwards something has
+    omega = [
+        float(before.penalty.value(dict(x.network.named_parameters()))) for x in (before, after)
+    ]
+    assert omega[0] == 0.0 < omega[1]
+    # the second branch kept its own last stage only
+    assert learnt_stage(configs[1], 1).ewc_lambda == second.ewc_lambda == 20.0
+    with pytest.raises(LifelongError, match="branched off from another run"):
+        learnt_stage(configs[1], 0)
