@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow choose-lambda bench bench-peers results lint format clean-stages clean
+.PHONY: help install run test test-slow choose-lambda bench bench-sweep bench-peers results lint format clean-stages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ choose-lambda: $(STAMP) ## sweep λ on validation images, best first (ARGS='--se
 
 bench: $(STAMP) ## the cost of each part as ratios, on MNIST in LIFELONG_DATA or data/ (ARGS='steps')
 	$(BIN)/python benchmarks/bench.py --data $${LIFELONG_DATA:-data} $(ARGS)
+
+bench-sweep: $(STAMP) ## a sweep over eight values of λ beside one run (ARGS='--rounds 3')
+	$(BIN)/python benchmarks/sweep.py --data $${LIFELONG_DATA:-data} $(ARGS)
 
 bench-peers: $(STAMP) ## the whole job beside Avalanche's, whose environment is PEERS=DIR
 	$(BIN)/python benchmarks/peers.py $(PEERS) --data $${LIFELONG_DATA:-data} $(ARGS)

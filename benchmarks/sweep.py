@@ -19,7 +19,7 @@ VALUES = "0,1e1,1e2,1e3,1e4,1e5,1e6,1e7"
 
 
 def timed(words: list[str], folder: Path) -> float:
-    """Run ``lifelong-train`` to its end; its wall time in seconds, the interpreter's start included."""
+    """Wall time of ``lifelong-train`` in seconds, the interpreter's start included."""
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "lifelong.train", *words, "logger=none"],
@@ -35,14 +35,10 @@ def parts(folder: Path) -> dict[str, float]:
     """Where the seconds of the sweep's runs went, from their summaries; what was reused costs none."""
     spent = {"first task": 0.0, "second task, fits": 0.0, "second task, consolidations": 0.0}
     for path in folder.rglob("summary.json"):
-        for number, stage in enumerate(json.loads(path.read_text())["stages"]):
-            if stage.get("reused"):
-                continue
-            if number == 0:
-                spent["first task"] += stage["fit_seconds"] + stage["consolidation_seconds"]
-            else:
-                spent["second task, fits"] += stage["fit_seconds"]
-                spent["second task, consolidations"] += stage["consolidation_seconds"]
+        first, second = json.loads(path.read_text())["seconds"].values()
+        spent["first task"] += first["fit"] + first["consolidate"]
+        spent["second task, fits"] += second["fit"]
+        spent["second task, consolidations"] += second["consolidate"]
     return spent
 
 

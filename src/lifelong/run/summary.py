@@ -62,10 +62,10 @@ class Summary:
     forgetting: float | None
     retained: dict[str, float]
     seconds: dict[str, dict[str, float]]
-    reused: dict[str, dict[str, float]]
     curves: list[dict[str, list[float]]]
     parameters: int
     versions: dict[str, str]
+    reused: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @rank_zero_only
     def write(self, path: Path) -> None:
@@ -93,7 +93,7 @@ class Summary:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{one.name: content[one.name] for one in fields(cls)})
+            return cls(**{x.name: content[x.name] for x in fields(cls) if x.name in content})
         except (ValueError, KeyError, TypeError) as error:
             raise LifelongError(
                 f"{path} is no summary of this version of lifelong ({error}); remove it to have "
