@@ -32,7 +32,7 @@ def timed(words: list[str], folder: Path) -> float:
 
 
 def parts(folder: Path) -> dict[str, float]:
-    """Where the seconds of the sweep's runs went, from their summaries; what was reused costs none."""
+    """Where the seconds of a sweep went, from its summaries; what was reused costs none."""
     spent = {"first task": 0.0, "second task, fits": 0.0, "second task, consolidations": 0.0}
     for path in folder.rglob("summary.json"):
         first, second = json.loads(path.read_text())["seconds"].values()

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from lifelong.errors import LifelongError
 from lifelong.jobs import build_job
 from lifelong.learning import ContinualLearner
 from lifelong.run import stage_checkpoint
+from lifelong.run.checkpoint import load_checkpoint
 
 
 def learnt_stage(config: DictConfig, index: int) -> ContinualLearner:
@@ -23,18 +23,14 @@ def learnt_stage(config: DictConfig, index: int) -> ContinualLearner:
         is Ω with the tasks up to that stage.
 
     Raises:
-        LifelongError: when the run kept no checkpoint of that stage.
+        LifelongError: when the run kept no checkpoint of that stage, or a damaged one.
     """
     job = build_job(config)
     tasks = job.benchmark.task_names
     index = range(len(tasks))[index]
     path = stage_checkpoint(Path(config.output_dir), index, tasks[index])
     if not path.is_file():
-        raise LifelongError(
-            f"{path} is not there; finish that run first, or, if it branched off from another run "
-            "after that stage, give the other run's configuration"
-        )
+        raise LifelongError(f"{path} is not there; finish that run first")
     learner = job.make_learner()
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    learner.load_state_dict(content["state_dict"])
+    learner.load_state_dict(load_checkpoint(path, "stage")["state_dict"])
     return learner.eval()

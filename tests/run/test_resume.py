@@ -48,15 +48,19 @@ def forked(tmp_path: Path) -> Iterator[Run]:
         process.stdin.close() if process.stdin else None
 
 
-def same(one: Any, other: Any) -> bool:
-    """Equality to the last bit, in nested lists and dictionaries."""
+def difference(one: Any, other: Any, where: str = "") -> str | None:
+    """Where two nested values first differ, by a bit; None where they are the same."""
     if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+        if torch.equal(one, other):
+            return None
+        return f"{where}: {int((one != other).sum())} of {one.numel()} numbers"
+    if isinstance(one, dict | list | tuple):
+        keys = list(one) if isinstance(one, dict) else range(len(one))
+        if list(keys) != (list(other) if isinstance(one, dict) else list(range(len(other)))):
+            return f"{where}: {list(one)} and {list(other)}"
+        found = (difference(one[key], other[key], f"{where}/{key}") for key in keys)
+        return next((one for one in found if one), None)
+    return None if one == other else f"{where}: {one!r} and {other!r}"
 
 
 def results(directory: Path) -> dict[str, Any]:
@@ -109,8 +113,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
         assert done["code"] == 0, done["err"]
         said.append(done["err"])
         found = results(tmp_path / f"killed-{number}")
-        for part in expected:
-            assert same(found[part], expected[part]), (number, part)
+        assert difference(found, expected) is None, number
     assert any("going on within" in line for line in said)
     assert kills >= 12
 
@@ -147,7 +150,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert "stage-1-digits_as_usps.ckpt is damaged" in done.err
     assert "going back to the checkpoint before it" in done.err
     assert f"going on after {FIRST}" in done.err
-    assert same(results(tmp_path / "run"), expected)
+    assert difference(results(tmp_path / "run"), expected) is None
 
 
 def test_a_damaged_checkpoint_within_a_stage_falls_back_to_the_one_before(
@@ -166,7 +169,7 @@ def test_a_damaged_checkpoint_within_a_stage_falls_back_to_the_one_before(
     assert "progress.ckpt is damaged" in done["err"]
     assert "from progress-before.ckpt" in done["err"]
     assert forked(*words, "hydra.run.dir=whole")["code"] == 0
-    assert same(results(tmp_path / "run"), results(tmp_path / "whole"))
+    assert difference(results(tmp_path / "run"), results(tmp_path / "whole")) is None
     assert not newest.exists()
 
 

@@ -24,7 +24,8 @@ KNOWN = ("lifelong", "torch", "lightning")
 def fit_key(config: Mapping[str, Any], tasks: Sequence[tuple[str, str]], index: int) -> str:
     """The key of what learning one task gives: network, curves, accuracies.
 
-    λ and the penalty do not touch the first task, nor any later one where λ is 0.
+    λ and the penalty do not touch the first task, nor any later one of a run that has neither: with
+    λ = 0 and a consolidation Ω is still in the curves.
 
     Args:
         config: the resolved configuration.
@@ -38,8 +39,9 @@ def fit_key(config: Mapping[str, Any], tasks: Sequence[tuple[str, str]], index: 
     shape["tasks"] = [list(task) for task in tasks[: index + 1]]
     shape["machine"] = machine()
     shape["code"] = code()
-    if index > 0 and float(config["method"]["ewc_lambda"]) > 0:
-        shape["method"] = config["method"]
+    method = config["method"]
+    if index > 0 and (float(method["ewc_lambda"]) > 0 or method.get("consolidation")):
+        shape["method"] = method
     shape["own code"] = [own_code(target) for target in sorted(set(_targets(shape)))]
     return _hash(shape)
 
