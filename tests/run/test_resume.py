@@ -69,7 +69,9 @@ def results(directory: Path) -> dict[str, Any]:
     stages = [{k: s[k] for k in ("task", "accuracy", "steps", "curves")} for s in kept["stages"]]
     events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     curves = {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        # Sorted: the files of two stages that began within one second are read by name, and in a
+        # process that wrote many ".10" comes before ".9".
+        tag: sorted((event.step, event.value) for event in events.Scalars(tag))
         for tag in sorted(events.Tags()["scalars"])
     }
     return {"state": kept["state_dict"], "stages": stages, "curves": curves}
