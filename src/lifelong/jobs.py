@@ -80,6 +80,7 @@ def build_job(config: DictConfig) -> Job:
         hyperparameters={key: flat[key] for key in ("seed", "max_epochs", "batch_size")}
         | {"ewc_lambda": float(config.method.ewc_lambda), "method": config.method.name}
         | {"benchmark": benchmark.name, "lr": float(config.optimizer.lr)},
+        joint=bool(config.method.joint),
         store=_stage_store(config),
         resume=config.resume,
         checkpoint_every=float(config.checkpoint_every),

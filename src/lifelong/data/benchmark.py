@@ -60,16 +60,17 @@ class Benchmark:
         """The tasks' names in order."""
         return [task.name for task in self.tasks]
 
-    def stage(self, index: int) -> "StageData":
+    def stage(self, index: int, *, joint: bool = False) -> "StageData":
         """The loaders of one stage.
 
         Args:
             index: the place of the task that is learnt.
+            joint: whether the training images of the tasks before it are learnt along.
 
         Returns:
             A datamodule for the Trainer.
         """
-        return StageData(self.tasks, index)
+        return StageData(self.tasks, index, joint=joint)
 
 
 class StageData(LightningDataModule):
@@ -81,13 +82,15 @@ class StageData(LightningDataModule):
     Args:
         tasks: all tasks in order.
         current: the place of the task that is learnt.
+        joint: whether the training images of the tasks before it are learnt along.
     """
 
-    def __init__(self, tasks: list[ImageTask], current: int) -> None:
+    def __init__(self, tasks: list[ImageTask], current: int, *, joint: bool = False) -> None:
         super().__init__()
         self.tasks = tasks
         self.current = tasks[current]
         self.learnt = tasks[: current + 1]
+        self.joint = joint
 
     def setup(self, stage: str) -> None:
         """Load the images of every task.
@@ -100,12 +103,12 @@ class StageData(LightningDataModule):
             task.setup(stage)
 
     def train_dataloader(self) -> TensorBatches:
-        """The training images of the task that is learnt.
+        """The training images of the task that is learnt, or of all up to it.
 
         Returns:
             Shuffled batches.
         """
-        return self.current.train_dataloader()
+        return self.current.train_batches(self.learnt[:-1] if self.joint else [])
 
     def val_dataloader(self) -> list[TensorBatches]:
         """The validation images of every task learnt so far, the newest last.

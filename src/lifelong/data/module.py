@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from lifelong.data.batches import TensorBatches
@@ -143,7 +144,25 @@ class ImageTask(LightningDataModule):
         Returns:
             Batches of this process's share, on the device that trains.
         """
-        return self._batches(self.train_images, self.batch_size, shuffle=True)
+        return self.train_batches()
+
+    def train_batches(self, others: Sequence[ImageTask] = ()) -> TensorBatches:
+        """Return the training images of this task and of others, mixed.
+
+        Args:
+            others: Tasks that are set up.
+
+        Returns:
+            Batches of this process's share, on the device that trains; every image once an epoch.
+        """
+        images = self.train_images
+        if others:
+            parts = [*(task.train_images for task in others), images]
+            images = LabelledImages(
+                torch.cat([part.images for part in parts]),
+                torch.cat([part.labels for part in parts]),
+            )
+        return self._batches(images, self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> TensorBatches:
         """Return the validation images in a fixed order.

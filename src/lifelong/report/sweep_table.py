@@ -1,8 +1,7 @@
 """The tables at the end of a sweep and of a search: λ by λ, what was kept and what was gained."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -56,8 +55,7 @@ def read_summaries(directories: Iterable[Path]) -> list[Summary]:
     for directory in directories:
         path = directory / "summary.json"
         if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found.append(Summary(**{one.name: content[one.name] for one in fields(Summary)}))
+            found.append(Summary.read(path))
     return found
 
 

@@ -13,6 +13,7 @@ METHODS = {
     "online_ewc": "online EWC",
     "kronecker_ewc": "Kronecker EWC",
     "finetune": "fine-tuning",
+    "joint": "joint training",
 }
 
 

@@ -57,6 +57,7 @@ class Job:
         consolidation: makes the callback that updates the penalty, or nothing.
         make_loggers: makes those to whom the curves go.
         hyperparameters: the configuration, flat, for the loggers.
+        joint: whether each task is learnt along with the images of all before it.
         store: what was learnt before.
         resume: whether to go on with the run in ``directory``.
         checkpoint_every: seconds between two checkpoints within a stage.
@@ -75,6 +76,7 @@ class Job:
     consolidation: Callable[[], Consolidate] | None = None
     make_loggers: Callable[[], Sequence[Logger]] = tuple
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    joint: bool = False
     store: StageStore = field(default_factory=NoStore)
     resume: bool = False
     checkpoint_every: float = 30.0
@@ -173,7 +175,7 @@ class _Run:
     def learn_next(self) -> None:
         """Learn the next task, or recall it from the store; consolidate, test, save."""
         index, job, learner = len(self.stages), self.job, self.learner
-        data = job.benchmark.stage(index)
+        data = job.benchmark.stage(index, joint=job.joint)
         learner.current_task = name = data.current.name
         key = fit_key(job.config, self.tasks, index)
         with job.store.exclusive(key, name):

@@ -42,6 +42,8 @@ def fit_key(config: Mapping[str, Any], tasks: Sequence[tuple[str, str]], index: 
     method = config["method"]
     if index > 0 and (float(method["ewc_lambda"]) > 0 or method.get("consolidation")):
         shape["method"] = method
+    if index > 0 and method.get("joint"):
+        shape["joint"] = True
     shape["own code"] = [own_code(target) for target in sorted(set(_targets(shape)))]
     return _hash(shape)
 
