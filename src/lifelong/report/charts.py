@@ -117,9 +117,7 @@ def retention_chart(groups: Sequence[Group], task: str) -> "Figure":
     Returns:
         The figure.
     """
-    figure = _figure(
-        f"epochs since {task} was learnt", f"{task}, % of validation images"
-    )
+    figure = _figure(f"epochs since {task} was learnt", f"{task}, % of validation images")
     several = _shades(groups)
     for number, group in enumerate(groups):
         colour, symbol = _style(group.method, number)
