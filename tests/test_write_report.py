@@ -20,7 +20,7 @@ return [...document.querySelectorAll('.js-plotly-plot')].map(plot => ({
   width: plot.querySelector('.main-svg').getBoundingClientRect().width,
   room: plot.parentElement.getBoundingClientRect().width,
   traces: plot.data.map(t => ({name: t.name, y: t.y, x: t.x, error: t.error_y && t.error_y.array,
-                               colour: t.line && t.line.color, symbol: t.marker && t.marker.symbol})),
+                               symbol: t.marker && t.marker.symbol})),
   drawn: plot.querySelectorAll('.point, .heatmaplayer image, .js-line').length,
 }))
 """
@@ -53,7 +53,8 @@ def test_the_page_shows_every_picture_without_a_network(
         )
         overflow = browser.execute_script("return document.documentElement.scrollWidth")
         rows = browser.execute_script(
-            "return [...document.querySelectorAll('#table tr')].map(r => [r.className, r.innerText])"
+            "return [...document.querySelectorAll('#table tr')]"
+            ".map(row => [row.className, row.innerText])"
         )
         requests = browser.execute_script(
             "return performance.getEntriesByType('resource').map(r => r.name)"

@@ -34,7 +34,8 @@ def test_a_sweep_is_grouped_by_all_but_the_seed(tmp_path: Path) -> None:
     assert str(mean) == "91.00 ± 1.00"
     assert groups[1].command == "lifelong-train -m method.ewc_lambda=10 seed=0,1"
     assert groups[3].command == (
-        "lifelong-train benchmark=mnist_usps method=finetune method.ewc_lambda=0 max_epochs=2 seed=0"
+        "lifelong-train benchmark=mnist_usps method=finetune method.ewc_lambda=0 max_epochs=2 "
+        "seed=0"
     )
 
 

@@ -11,6 +11,8 @@ from lifelong.report.trade_off import standard_error
 from lifelong.run.choice import Candidate, Rule, candidate_of, mean_by_lambda
 from lifelong.run.summary import Summary
 
+UNHELD = ("finetune", "joint")  # methods without a penalty, whose λ says nothing
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -61,8 +63,10 @@ class Group:
 
     @property
     def label(self) -> str:
-        """The family, with λ where there is one."""
-        return f"{self.family}, λ = {as_typed(self.ewc_lambda)}" if self.ewc_lambda else self.family
+        """The family, with λ where the method has one."""
+        if self.method in UNHELD:
+            return self.family
+        return f"{self.family}, λ = {as_typed(self.ewc_lambda)}"
 
     @property
     def summaries(self) -> list[Summary]:
