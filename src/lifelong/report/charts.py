@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lifelong.report.groups import Group, Mean, families, new_test, old_test
+from lifelong.report.groups import UNHELD, Group, Mean, families, new_test, old_test
 from lifelong.report.numbers import as_typed
 from lifelong.report.trade_off import standard_error
 
@@ -21,7 +21,6 @@ STYLES = {
     "joint": ("#000000", "star"),
 }
 _OTHERS = [("#E69F00", "cross"), ("#56B4E9", "x"), ("#999999", "hexagon")]
-_UNHELD = ("finetune", "joint")  # no λ: a point, and a line across the chart over λ
 
 
 def lambda_chart(groups: Sequence[Group], names: tuple[str, str]) -> "Figure":
@@ -38,7 +37,7 @@ def lambda_chart(groups: Sequence[Group], names: tuple[str, str]) -> "Figure":
         A solid curve for the old and a dashed one for the new task of each family.
     """
     figure = _figure("λ", "accuracy, % of test images")
-    lambdas = sorted({g.ewc_lambda for g in groups if g.method not in _UNHELD})
+    lambdas = sorted({g.ewc_lambda for g in groups if g.method not in UNHELD})
     places = _places(lambdas)
     for number, (family, same) in enumerate(families(groups).items()):
         colour, symbol = _style(same[0].method, number)
@@ -48,7 +47,7 @@ def lambda_chart(groups: Sequence[Group], names: tuple[str, str]) -> "Figure":
         ):
             means = [group.mean(pick) for group in same]
             label = f"{name}, {family}"
-            if same[0].method in _UNHELD:
+            if same[0].method in UNHELD:
                 xs = [places[lambdas[0]], places[lambdas[-1]]]
                 means = [means[0], means[0]]
                 text, mode = [family, family], "lines"
@@ -119,11 +118,13 @@ def retention_chart(groups: Sequence[Group], task: str) -> "Figure":
     """
     figure = _figure(f"epochs since {task} was learnt", f"{task}, % of validation images")
     several = _shades(groups)
+    longest = 0
     for number, group in enumerate(groups):
         colour, symbol = _style(group.method, number)
         colour = several.get(id(group), colour)
         curves = [_retained(summary.curves, task) for summary in group.summaries]
         length = min(map(len, curves))
+        longest = max(longest, length)
         columns = [[100 * curve[i] for curve in curves] for i in range(length)]
         means = [Mean(fmean(x), standard_error(x), len(x)) for x in columns]
         figure.add_scatter(
@@ -136,6 +137,7 @@ def retention_chart(groups: Sequence[Group], task: str) -> "Figure":
             marker={"symbol": symbol, "size": 7, "color": colour},
             hovertemplate="epoch %{x}: %{y:.2f} %<extra>" + group.label + "</extra>",
         )
+    figure.update_xaxes(dtick=max(1, longest // 10))
     return figure
 
 
