@@ -39,8 +39,12 @@ bench-sweep: $(STAMP) ## a sweep over eight values of λ beside one run (ARGS='-
 bench-peers: $(STAMP) ## the whole job beside Avalanche's, whose environment is PEERS=DIR
 	$(BIN)/python benchmarks/peers.py $(PEERS) --data $${LIFELONG_DATA:-data} $(ARGS)
 
-results: $(STAMP) ## the README's table and picture: five seeds, each method
-	$(BIN)/python benchmarks/main_job.py --picture docs/retained.png $(ARGS)
+results: $(STAMP) ## the README's table: five seeds, each method (ARGS='--keep DIR' for `make pictures`)
+	$(BIN)/python benchmarks/main_job.py $(ARGS)
+
+.PHONY: pictures
+pictures: $(STAMP) ## the README's pictures from the stored results
+	$(BIN)/python benchmarks/pictures.py $(ARGS)
 
 .PHONY: notebooks
 notebooks: $(STAMP) ## run the notebooks and keep their outputs (ARGS='notebooks/choosing_lambda.ipynb')

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 from lifelong.branches import compose_run, learn_branches
-from lifelong.report.picture import draw_retention
 from lifelong.report.table import METHODS as NAMES
 from lifelong.run import Summary
 from statistics_over_seeds import markdown_row
@@ -15,11 +14,10 @@ METHODS = {method: NAMES[method] for method in ("ewc", "kronecker_ewc", "finetun
 
 
 def main() -> None:
-    """Run every method for every seed; print the table and draw the first seed's picture."""
+    """Run every method for every seed; print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the summaries")
-    parser.add_argument("--picture", type=Path, default=None)
     parser.add_argument("overrides", nargs="*")
     words = parser.parse_args()
     methods: dict[str, list[Summary]] = {name: [] for name in METHODS}
@@ -44,8 +42,6 @@ def main() -> None:
                     if words.keep is not None:
                         summary.write(words.keep / method / f"seed={seed}" / "summary.json")
     first = methods["ewc"][0]
-    if words.picture is not None:
-        draw_retention([methods["ewc"][0], methods["finetune"][0]], words.picture)
     print(f"Test accuracy, %, mean ± standard error over seeds {words.seeds}\n")
     print(f"| | {' | '.join(first.tasks)} |\n|---|{'---|' * len(first.tasks)}")
     print(markdown_row(f"after {first.tasks[0]}", percent(methods["ewc"], 0)))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SINGLE = [("#000000", "*"), ("#CC79A7", "D")]  # as STYLES: colour-blind readers tell them apart
+
 
 @dataclass(frozen=True)
 class TradeOffPoint:
@@ -105,7 +107,11 @@ def lambda_figure(sweeps: Mapping[str, Sequence[TradeOffPoint]], *, old: str, ne
 
 
 def trade_off_figure(
-    sweeps: Mapping[str, Sequence[TradeOffPoint]], *, old: str, new: str
+    sweeps: Mapping[str, Sequence[TradeOffPoint]],
+    *,
+    old: str,
+    new: str,
+    single: Mapping[str, TradeOffPoint] | None = None,
 ) -> "Figure":
     """The old task's accuracy against the new one's, a curve per sweep, λ written at its points.
 
@@ -113,6 +119,7 @@ def trade_off_figure(
         sweeps: label → its points.
         old: the first task's name.
         new: the last task's name.
+        single: label → a point without λ, such as joint training.
 
     Returns:
         The figure; the upper right corner keeps all and gains all.
@@ -129,6 +136,19 @@ def trade_off_figure(
             xerr=[p.new_error for p in points],
             color=colour,
             marker=marker,
+            elinewidth=0.8,
+            label=name,
+        )
+    for (name, point), (colour, marker) in zip((single or {}).items(), SINGLE, strict=False):
+        axes.errorbar(
+            point.new,
+            point.old,
+            yerr=point.old_error,
+            xerr=point.new_error,
+            color=colour,
+            marker=marker,
+            markersize=11,
+            linestyle="none",
             elinewidth=0.8,
             label=name,
         )
