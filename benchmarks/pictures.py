@@ -28,11 +28,10 @@ def main(argv: list[str] | None = None) -> None:
     runs = read_results(STORED / "main_job").runs
     first = {run.summary.method: run.summary for run in runs if run.summary.seed == 0}
     draw_retention([first["ewc"], first["finetune"]], to / "retained.png")
+    swept = group_runs(read_results(STORED / "lambda_sweep").runs)
     points = {
         family: trade_off(summary for group in groups for summary in group.summaries)
-        for family, groups in families(
-            group_runs(read_results(STORED / "lambda_sweep").runs)
-        ).items()
+        for family, groups in families(swept).items()
     }
     joint = points.pop("joint training")
     finetune = trade_off(run.summary for run in runs if run.summary.method == "finetune")

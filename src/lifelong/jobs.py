@@ -61,6 +61,7 @@ def build_job(config: DictConfig) -> Job:
             step=config.method.step,
             scheduler=instantiate(config.scheduler),
             num_classes=config.model.num_classes,
+            compile_network=bool(config.compile),
         )
 
     flat = OmegaConf.to_container(config, resolve=True)

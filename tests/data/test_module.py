@@ -125,3 +125,14 @@ def test_labelled_images_refuse_other_types_and_shapes() -> None:
         LabelledImages(good.float(), torch.arange(3))
     with pytest.raises(ValueError, match=r"give torch\.int64 \[3\]"):
         LabelledImages(good, torch.arange(2))
+
+
+def test_tasks_are_mixed_and_every_image_comes_once_an_epoch() -> None:
+    first, second = task("A"), task("B", dataset="embedded_usps")
+    mixed = second.train_batches([first])
+    expected = rows(first.train_images.images) + rows(second.train_images.images)
+    assert sorted(rows_of(mixed)) == sorted(expected)
+    images, _ = next(iter(mixed))
+    share = sum(row in set(rows(first.train_images.images)) for row in rows_of([(images, None)]))
+    assert 0 < share < len(images)
+    assert rows_of(second.train_batches()) == rows_of(second.train_dataloader())

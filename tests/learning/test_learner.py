@@ -1,5 +1,6 @@
 """The learner and the drop-in callback against the plain formula."""
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,23 @@ def test_the_closed_form_trains_as_the_plain_formula(
     for name, theta in module.network.named_parameters():
         torch.testing.assert_close(theta, expected[name], rtol=1e-5, atol=1e-6)
         assert (theta - unheld[name]).abs().max() > 1e-3, name
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_trains_as_the_plain_one() -> None:
+    plain = learner(10.0)
+    made = ContinualLearner(
+        network(), SGD, consolidated(), ["a", "b"], ewc_lambda=10.0, num_classes=3,
+        compile_network=True,
+    )  # fmt: skip
+    assert list(made.state_dict()) == list(plain.state_dict())
+    for one in (plain, made):
+        fit(one, batches(1))
+    start = network().state_dict()
+    for name, tensor in made.network.state_dict().items():
+        expected = plain.network.state_dict()[name]
+        assert float((expected - start[name]).abs().max()) > 5e-3
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-6)
 
 
 def test_lambda_zero_is_fine_tuning_bit_for_bit() -> None:

@@ -45,6 +45,7 @@ class ContinualLearner(LightningModule):
         scheduler: optimizer and ``total_iters``, the steps of one task, to a learning-rate
             schedule that is stepped after each optimizer step; without one the rate is constant.
         num_classes: the number of logits.
+        compile_network: whether the training steps go through ``torch.compile``.
 
     Raises:
         ValueError: when λ is negative or not finite, or ``step`` is unknown.
@@ -61,6 +62,7 @@ class ContinualLearner(LightningModule):
         step: Step = "explicit",
         scheduler: Callable[..., LRScheduler] | None = None,
         num_classes: int = 10,
+        compile_network: bool = False,
     ) -> None:
         super().__init__()
         if not 0.0 <= ewc_lambda < float("inf"):
@@ -70,6 +72,9 @@ class ContinualLearner(LightningModule):
         if step not in get_args(Step):
             raise ValueError(f"step is {step!r}; it must be one of {', '.join(get_args(Step))}")
         self.network = network
+        # In a list, so that it is no second copy in the state. What looks into the layers (the
+        # Fisher information) and what tests have the network itself.
+        self._trained = [torch.compile(network) if compile_network else network]
         self.step = step
         self.make_scheduler = scheduler
         self.penalty = penalty
@@ -141,7 +146,7 @@ class ContinualLearner(LightningModule):
             ``on_before_optimizer_step``.
         """
         images, labels = batch
-        task_loss = cross_entropy(self.network(images), labels)
+        task_loss = cross_entropy(self._trained[0](images), labels)
         if not self._logs_this_step(batch_idx):
             return task_loss
         with torch.autocast(self.device.type, enabled=False):
