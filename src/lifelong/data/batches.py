@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from lifelong.data.images import MEAN, STD
 from lifelong.data.randomness import generator_for
 from lifelong.errors import LifelongError
 
@@ -65,8 +66,8 @@ class TensorBatches:
         batch_size: int,
         shuffle: bool,
         seed: int = 0,
-        mean: float = 0.1307,
-        std: float = 0.3081,
+        mean: float = MEAN,
+        std: float = STD,
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,

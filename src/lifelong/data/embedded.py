@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lifelong.data.images import SIDE, LabelledImages, TaskImages, fill_frame
+from lifelong.data.images import BOX, LabelledImages, TaskImages, centre_in_frame, fill_frame
 from lifelong.data.randomness import generator_for
 from lifelong.data.split import stratified_split
 
 TRAINING_IMAGES = 700  # of each half; the rest of the half is its official test set
 _FULL_INK = 16.0  # load_digits counts the inked pixels of 4×4 blocks
-_BOX = 20  # MNIST fits its digits into 20×20 pixels
 _USPS_SIDE = 16
 _USPS_BLUR = 0.75  # pixels of 16×16: the smoothing of the USPS files
 
@@ -90,20 +89,7 @@ def _scaled(images: Tensor, side: int) -> Tensor:
 
 
 def _as_mnist(images: Tensor) -> Tensor:
-    boxes = _scaled(images, _BOX)
-    places = torch.arange(_BOX, dtype=boxes.dtype)
-    ink = boxes.sum(dim=(1, 2))
-    rows = (boxes.sum(dim=2) * places).sum(dim=1) / ink
-    columns = (boxes.sum(dim=1) * places).sum(dim=1) / ink
-    centre = SIDE / 2  # the row and column that MNIST centres on: its means are 14.00 and 14.01
-    frames = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.uint8)
-    for frame, box, row, column in zip(
-        frames, boxes.round().to(torch.uint8), rows.tolist(), columns.tolist(), strict=True
-    ):
-        top = min(max(round(centre - row), 0), SIDE - _BOX)
-        left = min(max(round(centre - column), 0), SIDE - _BOX)
-        frame[top : top + _BOX, left : left + _BOX] = box
-    return frames
+    return torch.stack([centre_in_frame(box) for box in _scaled(images, BOX)])
 
 
 def _as_usps(images: Tensor) -> Tensor:

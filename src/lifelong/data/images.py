@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 SIDE = 28  # pixels: the frame that every task's images share, MNIST's own
+BOX = 20  # pixels: MNIST fits its digits into a square of this side
 CLASSES = 10
+MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels in 0..1; every task is normalised by them
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,3 +130,34 @@ def fill_frame(images: Tensor) -> Tensor:
         images.float().unsqueeze(1), size=(SIDE, SIDE), mode="bilinear", align_corners=False
     )
     return scaled.squeeze(1).round().clamp(0, 255).to(torch.uint8)
+
+
+def centre_in_frame(box: Tensor) -> Tensor:
+    """Return an image placed in 28×28 as MNIST places its digits, as bytes.
+
+    Its centre of mass comes to lie at row and column 14, as near as whole pixels and the frame
+    allow. The scale of grey does not change: pixels are rounded to the nearest byte.
+
+    Args:
+        box: Pixels in 0..255 [H, W], H and W at most 28, of which some are above 0.
+
+    Returns:
+        The pixels [28, 28], uint8.
+
+    Example:
+        >>> import torch
+        >>> centre_in_frame(torch.full((1, 1), 9.0)).nonzero().tolist()
+        [[14, 14]]
+    """
+    height, width = box.shape
+    ink = box.sum()
+    centre = SIDE / 2  # the row and column that MNIST centres on: its means are 14.00 and 14.01
+    corner = []
+    for side, marks in ((height, box.sum(dim=1)), (width, box.sum(dim=0))):
+        mean = float((marks * torch.arange(side)).sum() / ink)
+        # six places: a symmetric digit's half must not round by the last bit of a sum
+        corner.append(min(max(round(round(centre - mean, 6)), 0), SIDE - side))
+    top, left = corner
+    frame = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
+    frame[top : top + height, left : left + width] = box.round().to(torch.uint8)
+    return frame
