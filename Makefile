@@ -42,6 +42,10 @@ bench-peers: $(STAMP) ## the whole job beside Avalanche's, whose environment is 
 results: $(STAMP) ## the README's table: five seeds, each method (ARGS='--keep DIR' for `make pictures`)
 	$(BIN)/python benchmarks/main_job.py $(ARGS)
 
+.PHONY: demo
+demo: $(STAMP) ## draw a digit, read by the EWC network and the fine-tuned one (ARGS='--port 8081')
+	$(BIN)/lifelong-demo $(ARGS)
+
 .PHONY: pictures
 pictures: $(STAMP) ## the README's pictures from the stored results
 	$(BIN)/python benchmarks/pictures.py $(ARGS)
