@@ -31,7 +31,8 @@ const blank = () => { ink.fillStyle = 'white'; ink.fillRect(0, 0, 280, 280); };
 const send = () => { waiting = null; emitEvent('drawn', paper.toDataURL('image/png')); };
 const place = event => {
   const box = paper.getBoundingClientRect();
-  return [(event.clientX - box.left) * 280 / box.width, (event.clientY - box.top) * 280 / box.height];
+  const scale = 280 / box.width;
+  return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
 };
 ink.lineWidth = 22; ink.lineCap = ink.lineJoin = 'round';
 blank();
@@ -45,7 +46,10 @@ paper.addEventListener('pointermove', event => {
   waiting ??= setTimeout(send, 100);
 });
 for (const end of ['pointerup', 'pointercancel'])
-  paper.addEventListener(end, () => { if (drawing) { drawing = false; clearTimeout(waiting); send(); } });
+  paper.addEventListener(end, () => {
+    if (!drawing) return;
+    drawing = false; clearTimeout(waiting); send();
+  });
 window.clearPaper = () => { blank(); clearTimeout(waiting); emitEvent('cleared'); };
 """
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from lifelong.run.network import LearntNetwork
 
 EPILOG = """\
-How an image is read: colours become grey, and what is transparent becomes paper. Whether the digit is
-darker or lighter than its paper is decided by the image's edge: the digit is lighter if the image is
-lighter on average than the median of its outermost pixels (--ink says it where the digit touches the
-edge). The digit is cut out, scaled so that its longer side is 20 pixels and placed in 28 × 28 with its
-centre of mass in the middle, as MNIST's are. Pixels are normalised by MNIST's mean and deviation,
-whatever the task."""
+How an image is read: colours become grey, and what is transparent becomes paper. Whether the digit
+is darker or lighter than its paper is decided by the image's edge: the digit is lighter if the
+image is lighter on average than the median of its outermost pixels (--ink says it where the digit
+touches the edge). The digit is cut out, scaled so that its longer side is 20 pixels and placed in
+28 × 28 with its centre of mass in the middle, as MNIST's are. Pixels are normalised by MNIST's mean
+and deviation, whatever the task."""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def sweep_table(groups: Mapping[str, Sequence[Summary]], rule: Rule) -> Table:
     table.add_column("")
     for label, summaries in groups.items():
         best = choose_from(summaries, rule).ewc_lambda
+        several = len({one.ewc_lambda for one in summaries}) > 1
         for point in trade_off(summaries):
             same = [one for one in summaries if one.ewc_lambda == point.ewc_lambda]
             average = [100 * candidate_of(one).average for one in same]
@@ -107,7 +108,7 @@ def sweep_table(groups: Mapping[str, Sequence[Summary]], rule: Rule) -> Table:
                 _with_error(point.old, point.old_error, len(same)),
                 _with_error(point.new, point.new_error, len(same)),
                 *(_with_error(fmean(x), standard_error(x), len(x)) for x in (average, *tests)),
-                "← best" if point.ewc_lambda == best else "",
+                "← best" if several and point.ewc_lambda == best else "",
             )
         table.add_section()
     return table

@@ -128,7 +128,8 @@ def _last_stage(folder: Path) -> Path:
     found = [*folder.glob("checkpoints/stage-*.ckpt"), *folder.glob("stage-*.ckpt")]
     if not found:
         raise LifelongError(
-            f"{folder} holds no stage checkpoint; learn first: lifelong-train hydra.run.dir={folder}"
+            f"{folder} holds no stage checkpoint; learn first: "
+            f"lifelong-train hydra.run.dir={folder}"
         )
     return max(found, key=lambda path: int(path.name.split("-")[1]))
 
