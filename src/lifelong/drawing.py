@@ -148,7 +148,7 @@ def serve_page(networks: Sequence["LearntNetwork"], *, host: str, port: int, sho
             with ui.element("div"):
                 ui.html('<canvas id="paper" width="280" height="280"></canvas>', sanitize=False)
                 with ui.row().classes("items-center"):
-                    ui.button("Clear", color="#444").props("id=clear").on(
+                    ui.button("Clear", color="black").props("id=clear").on(
                         "click", js_handler="() => clearPaper()"
                     )
                     seen = ui.html(seen_html(None), sanitize=False)

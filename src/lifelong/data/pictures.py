@@ -89,7 +89,7 @@ def read_grey(path: Path) -> Tensor:
             # no conversion keeps 16 bits: Pillow cuts them off at 255
             if image.mode.startswith(("I", "F")):
                 return _stretch(np.array(image))
-            seen = image.convert("RGBA").convert("La") if image.has_transparency_data else None
+            seen = image.convert("RGBA").convert("LA") if image.has_transparency_data else None
             shades = np.array(image.convert("L") if seen is None else seen, dtype=np.float32)
     # Pillow's decoders raise whatever the bytes lead them to
     except OSError as error:
@@ -98,9 +98,10 @@ def read_grey(path: Path) -> Tensor:
         raise PictureError(path, f"is a damaged image ({error})") from error
     if seen is None:
         return torch.from_numpy(shades)
-    visible, alpha = torch.from_numpy(shades).unbind(-1)  # the first already times alpha
-    paper = 255.0 if visible.sum() < alpha.sum() / 2 else 0.0
-    return visible + paper * (1 - alpha / 255)
+    visible, alpha = torch.from_numpy(shades).unbind(-1)
+    opaque = alpha / 255
+    paper = 255.0 if (visible * opaque).sum() < alpha.sum() / 2 else 0.0
+    return visible * opaque + paper * (1 - opaque)
 
 
 def as_mnist(grey: Tensor, ink: Ink | None = None) -> Picture:
@@ -112,7 +113,8 @@ def as_mnist(grey: Tensor, ink: Ink | None = None) -> Picture:
     2. The paper's shade is the quartile of the outermost pixels away from the ink's side, since
        some of them may hold ink; their 5 % quantile on that side is one standard deviation of
        normal noise away. What differs from the paper by at most four of those is paper.
-    3. The image is cut to the rows and columns that hold a twentieth of the full ink or more.
+    3. The image is cut to the rows and columns that hold a twentieth of the full ink or more; a
+       pixel with less than two such neighbours is a speck and does not count.
     4. It is scaled so that its longer side is 20 pixels, proportions kept (bilinear; when it gets
        smaller, averaged over what each pixel covers), and so that full ink is 255.
     5. It is placed in 28×28 with its centre of mass at row and column 14.
@@ -174,7 +176,10 @@ def _median(values: Tensor) -> Tensor:
 
 
 def _cut(marks: Tensor) -> Tensor:
-    rows, columns = (marks >= _EDGE).nonzero().unbind(1)
+    inked = marks >= _EDGE
+    around = functional.conv2d(inked[None, None].double(), marks.new_ones(1, 1, 3, 3), padding=1)
+    stroke = inked & (around[0, 0] > 2)  # itself and two neighbours
+    rows, columns = (stroke if stroke.any() else inked).nonzero().unbind(1)
     return marks[rows.amin() : rows.amax() + 1, columns.amin() : columns.amax() + 1]
 
 
