@@ -1,11 +1,13 @@
 """Several runs that share their first task: it is learnt once, and each goes on from there."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from lifelong.choose import learn_config
 from lifelong.commandline import CONF, check
 from lifelong.continuing import note_run
 
@@ -40,14 +42,9 @@ def learn_branches(
     Yields:
         The summary of each run as it is finished.
     """
-    from lifelong.jobs import build_job
-    from lifelong.run import learn_sequence
-
     for config in configs:
-        job = build_job(config)
-        job = prepare(job) if prepare else job
-        keep = job.directory / ".hydra"
+        keep = Path(config.output_dir) / ".hydra"
         keep.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, keep / "config.yaml")
         note_run(config, [])
-        yield learn_sequence(job)
+        yield learn_config(config, prepare=prepare)

@@ -20,10 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lifelong.errors import LifelongError
+from lifelong.processes import is_one_of_several
 
 CONF = Path(__file__).parent / "conf"
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+AUTO = "auto"  # the λ that is to be chosen
 RULES = ("best_average", "most_new")  # how lifelong.run.choice chooses λ
 TRACE = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
 
@@ -41,7 +43,10 @@ def check(config: DictConfig) -> None:
     Raises:
         LifelongError: for a value out of range; one line that names the key and what it takes.
     """  # noqa: DOC502
-    _number(config, "method.ewc_lambda", "a finite number of at least 0", lambda x: x >= 0)
+    if config.method.ewc_lambda == AUTO:
+        _auto(config)
+    else:
+        _number(config, "method.ewc_lambda", "a finite number of at least 0", lambda x: x >= 0)
     _number(config, "optimizer.lr", "a finite number above 0", lambda x: x > 0)
     _number(config, "val_fraction", "a number between 0 and 1", lambda x: 0 < x < 1)
     _whole(config, "max_epochs", 1)
@@ -69,6 +74,10 @@ def check_choice(config: DictConfig) -> None:
             f"{' or '.join(f'choice.rule={rule}' for rule in RULES)}"
         )
     _number(config, "choice.at_most_lost", "points from 0 to 100", lambda x: 0 <= x <= 100)
+    _number(config, "choice.low", "a finite number above 0", lambda x: x > 0)
+    least = config.choice.low
+    _number(config, "choice.high", f"a number of at least {least}", lambda x: x >= least)
+    _whole(config, "choice.refine", 0)
     if config.search is None:
         return
     _number(config, "search.low", "a finite number above 0", lambda x: x > 0)
@@ -202,6 +211,20 @@ def _number(config: DictConfig, key: str, want: str, fits: Callable[[float], boo
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if not numeric or not math.isfinite(value) or not fits(value):
         raise LifelongError(f"{key} is {value}; it must be {want}: type {key}=NUMBER")
+
+
+def _auto(config: DictConfig) -> None:
+    wrong = None
+    if config.method.consolidation is None:
+        wrong = f"method={config.method.name}, which has no penalty; type method=ewc"
+    elif config.trainer.max_time is not None:
+        wrong = "trainer.max_time: a clock makes no two runs comparable; leave one of them out"
+    elif config.trainer.devices != 1 or is_one_of_several():
+        wrong = "several processes; choose λ in one (trainer=cpu), then type that λ"
+    elif len(config.benchmark.tasks) < 2:
+        wrong = "a single task: λ weighs what was learnt before; type benchmark=mnist_usps"
+    if wrong is not None:
+        raise LifelongError(f"method.ewc_lambda=auto does not go with {wrong}")
 
 
 def _trainer(config: DictConfig) -> None:

@@ -7,6 +7,7 @@ through files in the sweep's folder, so that any of Hydra's launchers may start 
 import importlib.util
 import math
 import re
+import shlex
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -135,6 +136,7 @@ class SweepOverview(Callback):
         self._overview: Overview | None = None
         self._folder = Path()
         self._swept: dict[str, int] = {}
+        self.command = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to the workers: nothing, the display is not theirs.
@@ -142,7 +144,7 @@ class SweepOverview(Callback):
         Returns:
             The state of a fresh callback.
         """
-        return {"_overview": None, "_folder": self._folder, "_swept": self._swept}
+        return {"_overview": None, "_folder": self._folder, "_swept": self._swept, "command": ""}
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Name the runs after what is swept, and begin to watch.
@@ -172,6 +174,7 @@ class SweepOverview(Callback):
         self._swept = swept_keys(config)
         _name_by(config, self._swept)
         self._config = config
+        self.command = _command(config, self._folder)
         total = math.prod(self._swept.values()) if all(self._swept.values()) else None
         self._overview = Overview(self._folder, total=total, say=say)
         _open = self
@@ -252,6 +255,15 @@ def short_name(name: str) -> str:
 OmegaConf.register_new_resolver("short_name", short_name, replace=True)
 
 
+def how_to_continue_sweep() -> str | None:
+    """What to type to go on with the sweep that this process has begun.
+
+    Returns:
+        The command; None outside a sweep.
+    """
+    return None if _open is None else _open.command
+
+
 def end_overview() -> None:
     """End the display of a sweep that did not come to its end."""
     if _open is not None:
@@ -292,6 +304,14 @@ def _name_by(config: DictConfig, swept: dict[str, int]) -> None:
     key = "hydra.job.config.override_dirname.exclude_keys"
     with read_write(config), open_dict(config):
         config.hydra.overrides.hydra.append(f"{key}=[{quoted}]")
+
+
+def _command(config: DictConfig, folder: Path) -> str:
+    words = [word for word in config.hydra.overrides.task if not word.startswith("resume=")]
+    launcher = ("hydra/launcher", "hydra.launcher")
+    words += [word for word in config.hydra.overrides.hydra if word.startswith(launcher)]
+    words += ["resume=true", f"hydra.sweep.dir={folder}"]
+    return shlex.join(["lifelong-train", "-m", *words])
 
 
 def _check_launcher(config: DictConfig) -> None:

@@ -10,7 +10,13 @@ from omegaconf import DictConfig
 
 from lifelong.commandline import CONF, check, remove_if_empty, run_command
 from lifelong.continuing import continued, how_to_continue, note_run
-from lifelong.sweep import end_overview, in_sweep, note_epochs, run_of_sweep
+from lifelong.sweep import (
+    end_overview,
+    how_to_continue_sweep,
+    in_sweep,
+    note_epochs,
+    run_of_sweep,
+)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -68,15 +74,23 @@ def learn(config: DictConfig) -> float | None:
     """
     from lightning.pytorch.utilities import rank_zero_only
 
-    from lifelong.jobs import build_job
+    from lifelong.choose import learn_config
     from lifelong.report.table import print_results
-    from lifelong.run import learn_sequence
 
-    job = note_epochs(build_job(config))
-    summary = learn_sequence(job)
+    summary = learn_config(config, prepare=note_epochs)
     if not in_sweep():
-        rank_zero_only(print_results)([summary], job.directory)
+        rank_zero_only(print_results)([summary], Path(config.output_dir))
     return summary.average_accuracy
+
+
+def _train_or_say_how_to_go_on() -> None:
+    try:
+        train()
+    except KeyboardInterrupt as error:
+        words = how_to_continue_sweep()
+        if words is None:
+            raise
+        raise KeyboardInterrupt(f"interrupted; to go on type: {words}") from error
 
 
 def main() -> None:
@@ -84,7 +98,7 @@ def main() -> None:
     # Hydra reads the program's name from here; under `python -m` it would be a path.
     sys.argv[0] = "lifelong-train"
     try:
-        run_command(train)
+        run_command(_train_or_say_how_to_go_on)
     finally:
         end_overview()
 

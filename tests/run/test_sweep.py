@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -253,9 +254,41 @@ def test_an_interrupted_sweep_shows_what_is_finished(tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "interrupted" in err
     assert "│ 0 │" in out, err
     assert "│ 1e4 │" not in out.replace("  ", " ")
+    begin = "lifelong: interrupted; to go on type: "
+    (said,) = [line for line in err.splitlines() if line.startswith(begin)]
+    typed = shlex.split(said.removeprefix(begin))
+    assert typed[:2] == ["lifelong-train", "-m"]
+    assert typed[-2:] == ["resume=true", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    first = tmp_path / "sweep/method.ewc_lambda=0/summary.json"
+    before = first.read_bytes()
+    again = subprocess.run(
+        [sys.executable, "-m", "lifelong.train", *typed[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stderr
+    assert first.read_bytes() == before
+    assert set(summaries(tmp_path / "sweep")) == {
+        f"method.ewc_lambda={x}" for x in ("0", "100", "1e4")
+    }
+    for row in ("│ 0 │", "│ 100 │", "│ 1e4 │"):
+        assert row in again.stdout
+    assert "holds a finished run" in again.stderr
+    whole = subprocess.run(
+        [sys.executable, "-m", "lifelong.train", "-m", *others, *words[:2], "hydra.sweep.dir=whole",
+         "stages=off"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert whole.returncode == 0, whole.stderr
+    found, expected = summaries(tmp_path / "sweep"), summaries(tmp_path / "whole")
+    for name, one in expected.items():
+        for part in ("accuracy", "curves", "ewc_lambda"):
+            assert found[name][part] == one[part], (name, part)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class Run:
         return " ".join(
             word
             for word in self.words
-            if (key := word.lstrip("+~").partition("=")[0]) not in _NOT_A_SETTING
+            if (key := word.lstrip("+~").partition("=")[0]).partition(".")[0] not in _NOT_A_SETTING
             and not key.startswith(("hydra", "method.ewc_lambda"))
             and key not in ("method", "benchmark", "experiment")
         )

@@ -1,7 +1,7 @@
 """Learns a sequence of tasks and keeps its results."""
 
 from lifelong.run.position import stage_checkpoint
-from lifelong.run.sequence import Job, learn_sequence
+from lifelong.run.sequence import Job, learn_sequence, learn_trial
 from lifelong.run.store import NoStore, StageStore
 from lifelong.run.summary import StageResult, Summary
 
@@ -12,5 +12,6 @@ __all__ = [
     "StageStore",
     "Summary",
     "learn_sequence",
+    "learn_trial",
     "stage_checkpoint",
 ]

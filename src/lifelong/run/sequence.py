@@ -62,6 +62,9 @@ class Job:
         resume: whether to go on with the run in ``directory``.
         checkpoint_every: seconds between two checkpoints within a stage.
         tell: told, a line each time, what a user would want to know.
+        trial: whether validation images alone are asked: nothing is tested, and neither the last
+            task's importance nor checkpoints of stages are kept.
+        choice: how λ was chosen, for the summary.
     """
 
     benchmark: Benchmark
@@ -81,6 +84,8 @@ class Job:
     resume: bool = False
     checkpoint_every: float = 30.0
     tell: Callable[[str], None] = print
+    trial: bool = False
+    choice: Mapping[str, Any] | None = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -121,6 +126,21 @@ def learn_sequence(job: Job) -> Summary:
     while len(run.stages) < len(job.benchmark.tasks):
         run.learn_next()
     return run.finish()
+
+
+def learn_trial(job: Job) -> list[StageResult]:
+    """Learn a sequence for its validation curves; the test sets are not read.
+
+    Args:
+        job: what, with what, and where the middle of a stage is kept.
+
+    Returns:
+        One result per task, without test accuracies.
+    """
+    run = _Run(replace(job, trial=True), Position())
+    while len(run.stages) < len(job.benchmark.tasks):
+        run.learn_next()
+    return run.stages
 
 
 def _begin(job: Job) -> Position | Summary:
@@ -187,6 +207,8 @@ class _Run:
                 result = self._recall(data, key, Fit(**kept))
         learner.steps_before += result.steps
         self.stages.append(result)
+        if job.trial:
+            return
         tested = zip(learner.tasks, result.accuracy, strict=True)
         figures = {f"test/{task}/accuracy": accuracy for task, accuracy in tested}
         for logger in (*self.loggers, self.journal):
@@ -211,6 +233,7 @@ class _Run:
             max_epochs=job.max_epochs,
             data_source={task.name: task.source for task in job.benchmark.tasks},
             parameters=sum(p.numel() for p in self.learner.network.parameters()),
+            choice=None if job.choice is None else dict(job.choice),
         )
         _finish_loggers(self.loggers, job, summary)
         summary.write(job.directory / "summary.json")
@@ -219,11 +242,11 @@ class _Run:
     def _learn(self, index: int, data: StageData, key: str) -> StageResult:
         job, learner = self.job, self.learner
         if self.untrained is None:
-            self.untrained = test_accuracies(self.make_trainer(), learner, data)
+            self.untrained, _ = self._tested(data)
         seed_everything(stage_seed(job.seed, index), verbose=False)
         if self.progress is None:
             self._log_start()
-        consolidation = job.consolidation() if job.consolidation else None
+        consolidation = self._consolidation()
         learnt, consolidated = fit(
             self.make_trainer,
             learner,
@@ -249,9 +272,8 @@ class _Run:
     def _recall(self, data: StageData, key: str, learnt: Fit) -> StageResult:
         job, learner, name = self.job, self.learner, data.current.name
         if self.untrained is None:
-            self.untrained = known(self.fingerprints, learnt.untrained) or test_accuracies(
-                self.make_trainer(), learner, data
-            )
+            kept_too = known(self.fingerprints, learnt.untrained)
+            self.untrained = self._tested(data)[0] if kept_too is None else kept_too
         if self.progress is None:
             self._log_start()
         else:
@@ -261,7 +283,7 @@ class _Run:
             write(self.journal.entries, self.loggers)
             self.progress = None
             self._log_start()
-        consolidation = job.consolidation() if job.consolidation else None
+        consolidation = self._consolidation()
         kept = None
         if consolidation is not None:
             kept = job.store.recall("importance", importance_key(key, job.config))
@@ -277,7 +299,7 @@ class _Run:
             "are kept (stages=off learns it again)"
         )
         accuracy, tested = known(self.fingerprints, learnt.accuracy), 0.0
-        if accuracy is None:
+        if accuracy is None or job.trial:
             accuracy, tested = self._tested(data)
         seconds = {"fit": 0.0, "consolidate": consolidated, "test": tested}
         return StageResult(name, accuracy, seconds, learnt.steps, learnt.curves, reused)
@@ -286,13 +308,21 @@ class _Run:
         content = {"importance": plain(consolidation.importance), "seconds": seconds}
         self.job.store.keep("importance", importance_key(key, self.job.config), content)
 
+    def _consolidation(self) -> Consolidate | None:
+        last = len(self.stages) + 1 == len(self.job.benchmark.tasks)
+        if self.job.consolidation is None or (self.job.trial and last):
+            return None
+        return self.job.consolidation()
+
     def _tested(self, data: StageData) -> tuple[list[float], float]:
+        if self.job.trial:
+            return [], 0.0
         begin = time.monotonic()
         accuracy = test_accuracies(self.make_trainer(), self.learner, data)
         return accuracy, time.monotonic() - begin
 
     def _by_fingerprint(self, accuracy: Sequence[float]) -> dict[str, float]:
-        return dict(zip(self.fingerprints, accuracy, strict=True))
+        return dict(zip(self.fingerprints, accuracy, strict=True)) if accuracy else {}
 
     def _log_start(self) -> None:
         """The left end of the retention curves: what was known as the stage began."""

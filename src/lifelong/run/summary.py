@@ -44,7 +44,11 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """A finished run: the content of ``summary.json``; figures that one task lacks are null."""
+    """A finished run: the content of ``summary.json``; figures that one task lacks are null.
+
+    ``choice`` says how λ was chosen where it was ``auto``: the rule, what each candidate did on
+    validation images, and the seconds that all of it took.
+    """
 
     benchmark: str
     scenario: str
@@ -66,6 +70,7 @@ class Summary:
     parameters: int
     versions: dict[str, str]
     reused: dict[str, dict[str, float]] = field(default_factory=dict)
+    choice: dict[str, Any] | None = None
 
     @rank_zero_only
     def write(self, path: Path) -> None:
