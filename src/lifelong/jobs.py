@@ -1,5 +1,6 @@
 """From a composed configuration to a job: the one place where configuration becomes objects."""
 
+import importlib.util
 import logging
 import warnings
 from functools import partial
@@ -18,6 +19,7 @@ from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
 from lifelong.learning.progress import shows_progress
 from lifelong.processes import is_one_of_several, starts_processes
+from lifelong.report.observe import observe_run
 from lifelong.run import Job, NoStore, StageStore
 from lifelong.run.store import GIGABYTE
 
@@ -45,6 +47,7 @@ def build_job(config: DictConfig) -> Job:
             f"trainer.devices is {config.trainer.devices} and this command runs in one process; "
             "type trainer=cpu or trainer=gpu, or learn with lifelong-train"
         )
+    _check_loggers(config)
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     benchmark = instantiate(config.benchmark, announce=rank_zero_only(say))
@@ -86,7 +89,20 @@ def build_job(config: DictConfig) -> Job:
         resume=config.resume,
         checkpoint_every=float(config.checkpoint_every),
         tell=rank_zero_only(say),
+        diagnostics=bool(config.diagnostics),
+        observe=observe_run,
     )
+
+
+def _check_loggers(config: DictConfig) -> None:
+    needs = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
+    for name, one in (config.logger or {}).items():
+        package = needs.get(str(one.get("_target_")).rpartition(".")[2])
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise LifelongError(
+                f"logger={name} needs {package}, which is not installed; "
+                "type pip install 'lifelong-lightning[loggers]'"
+            )
 
 
 def _stage_store(config: DictConfig) -> StageStore:

@@ -254,8 +254,8 @@ def test_an_interrupted_sweep_shows_what_is_finished(tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "│ 0 │" in out, err
-    assert "│ 1e4 │" not in out.replace("  ", " ")
+    assert "│ 0 │" in " ".join(out.split()), err
+    assert "│ 1e4 │" not in " ".join(out.split())
     begin = "lifelong: interrupted; to go on type: "
     (said,) = [line for line in err.splitlines() if line.startswith(begin)]
     typed = shlex.split(said.removeprefix(begin))
@@ -275,7 +275,7 @@ def test_an_interrupted_sweep_shows_what_is_finished(tmp_path: Path) -> None:
         f"method.ewc_lambda={x}" for x in ("0", "100", "1e4")
     }
     for row in ("│ 0 │", "│ 100 │", "│ 1e4 │"):
-        assert row in again.stdout
+        assert row in " ".join(again.stdout.split())
     assert "holds a finished run" in again.stderr
     whole = subprocess.run(
         [sys.executable, "-m", "lifelong.train", "-m", *others, *words[:2], "hydra.sweep.dir=whole",

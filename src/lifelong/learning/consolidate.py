@@ -71,7 +71,7 @@ class Consolidate(Callback):
     def fold(
         self, learner: ContinualLearner, importance: Any, loggers: Iterable[Logger], step: int
     ) -> None:
-        """Take an importance and the parameters up into the penalty, and log its trace.
+        """Take an importance and the parameters up into the penalty, and log its trace and each part's share of it.
 
         Args:
             learner: as learning the task left it.
@@ -81,12 +81,21 @@ class Consolidate(Callback):
         """
         self.importance = importance
         learner.penalty.fold(dict(learner.network.named_parameters()), importance, self.decay)
-        if isinstance(importance, KroneckerFactors):
-            trace = importance.trace()
-        else:
-            trace = sum(float(f.double().sum()) for f in importance.values())
+        traces = _traces(importance)
+        trace = sum(traces.values())
+        figures = {"fisher/trace": trace}
+        if trace > 0:
+            figures |= {f"fisher/share/{name}": part / trace for name, part in traces.items()}
         for logger in loggers:
-            logger.log_metrics({"fisher/trace": trace}, step=step)
+            logger.log_metrics(figures, step=step)
+
+
+def _traces(importance: Any) -> dict[str, float]:
+    """The trace of F by parameter; for Kronecker factors tr A · tr G of a layer."""
+    if isinstance(importance, KroneckerFactors):
+        layers = {name: float(a.trace()) * float(g.trace()) for name, (a, g) in importance.items()}
+        return layers | _traces(dict(importance.diagonal))
+    return {name: float(f.double().sum()) for name, f in importance.items()}
 
 
 def _shown(learner: ContinualLearner) -> AbstractContextManager[Progress | None]:

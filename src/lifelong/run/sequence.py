@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lifelong.data.benchmark import Benchmark, StageData
 from lifelong.errors import LifelongError
-from lifelong.learning import Consolidate, ContinualLearner
+from lifelong.learning import Consolidate, ContinualLearner, Diagnose
 from lifelong.run.checkpoint import save_checkpoint
 from lifelong.run.journal import Journal, write
 from lifelong.run.keeping import KeepProgress, WholeCheckpoints, previous
@@ -65,6 +65,8 @@ class Job:
         trial: whether validation images alone are asked: nothing is tested, and neither the last
             task's importance nor checkpoints of stages are kept.
         choice: how λ was chosen, for the summary.
+        diagnostics: whether λ is watched while a task is learnt.
+        observe: called with the finished run before its loggers are closed.
     """
 
     benchmark: Benchmark
@@ -86,6 +88,8 @@ class Job:
     tell: Callable[[str], None] = print
     trial: bool = False
     choice: Mapping[str, Any] | None = None
+    diagnostics: bool = True
+    observe: "Callable[[Job, Summary, Sequence[Logger]], None] | None" = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -235,6 +239,8 @@ class _Run:
             parameters=sum(p.numel() for p in self.learner.network.parameters()),
             choice=None if job.choice is None else dict(job.choice),
         )
+        if job.observe is not None:
+            rank_zero_only(job.observe)(job, summary, self.loggers)
         _finish_loggers(self.loggers, job, summary)
         summary.write(job.directory / "summary.json")
         return summary
@@ -255,6 +261,7 @@ class _Run:
             KeepProgress(progress_checkpoint(job.directory), job.checkpoint_every, self.journal),
             WholeCheckpoints(index, job.about),
             self.progress,
+            Diagnose() if job.diagnostics else None,
         )
         self.progress = None
         accuracy, tested = self._tested(data)
@@ -267,7 +274,15 @@ class _Run:
         if consolidation is not None:
             self._keep_importance(key, consolidation, consolidated)
         seconds = {"fit": learnt.seconds, "consolidate": consolidated, "test": tested}
-        return StageResult(data.current.name, accuracy, seconds, learnt.steps, learnt.curves)
+        name = data.current.name
+        self._warn(learnt)
+        return StageResult(
+            name, accuracy, seconds, learnt.steps, learnt.curves, warnings=learnt.warnings
+        )
+
+    def _warn(self, learnt: Fit) -> None:
+        for line in learnt.warnings:
+            self.job.tell(f"warning: {line}")
 
     def _recall(self, data: StageData, key: str, learnt: Fit) -> StageResult:
         job, learner, name = self.job, self.learner, data.current.name
@@ -302,7 +317,10 @@ class _Run:
         if accuracy is None or job.trial:
             accuracy, tested = self._tested(data)
         seconds = {"fit": 0.0, "consolidate": consolidated, "test": tested}
-        return StageResult(name, accuracy, seconds, learnt.steps, learnt.curves, reused)
+        self._warn(learnt)
+        return StageResult(
+            name, accuracy, seconds, learnt.steps, learnt.curves, reused, learnt.warnings
+        )
 
     def _keep_importance(self, key: str, consolidation: Consolidate, seconds: float) -> None:
         content = {"importance": plain(consolidation.importance), "seconds": seconds}
@@ -373,3 +391,7 @@ def _finish_loggers(loggers: Sequence[Logger], job: Job, summary: Summary) -> No
             logger.log_hyperparams(dict(job.hyperparameters))
             logger.log_metrics(dict(hyperparameter_metrics(summary)))
         logger.finalize("success")
+        # Weights & Biases would write the next run of a sweep into this one.
+        end = getattr(logger.experiment, "finish", None)
+        if callable(end):
+            end()

@@ -11,7 +11,7 @@ from lightning import Callback, Trainer
 
 from lifelong.core import KroneckerFactors
 from lifelong.data.benchmark import StageData
-from lifelong.learning import Consolidate, ContinualLearner, StopOnNonFiniteLoss
+from lifelong.learning import Consolidate, ContinualLearner, Diagnose, StopOnNonFiniteLoss
 from lifelong.learning.curves import RecordCurves, as_fraction
 from lifelong.run.journal import Entry, write
 from lifelong.run.keeping import KeepProgress, WholeCheckpoints
@@ -33,6 +33,7 @@ class Fit:
         seconds: what it took.
         accuracy: fingerprint of a task's data → fraction right on its test set.
         untrained: the same before the first task; empty for later ones.
+        warnings: what was odd about λ.
     """
 
     network: dict[str, Any]
@@ -43,6 +44,7 @@ class Fit:
     seconds: float
     accuracy: dict[str, float] = field(default_factory=dict)
     untrained: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def test_accuracies(trainer: Trainer, learner: ContinualLearner, data: StageData) -> list[float]:
@@ -69,6 +71,7 @@ def fit(
     keep: KeepProgress,
     checkpoints: WholeCheckpoints,
     resume: Path | None = None,
+    diagnose: Diagnose | None = None,
 ) -> tuple[Fit, float]:
     """Learn one task, and consolidate it.
 
@@ -80,6 +83,7 @@ def fit(
         keep: saves the middle of the training.
         checkpoints: how that is written and read.
         resume: a checkpoint of the middle of this stage.
+        diagnose: watches λ.
 
     Returns:
         What was learnt, and the seconds of the consolidation.
@@ -91,6 +95,7 @@ def fit(
     record, end = RecordCurves(), _EndOfFit(keep)
     guard = StopOnNonFiniteLoss(data.current.name, learner.ewc_lambda)
     callbacks: list[Callback] = [guard, record, end]
+    callbacks += [diagnose] if diagnose is not None else []
     callbacks += [consolidation] if consolidation is not None else []
     trainer = make_trainer(callbacks=[*callbacks, keep], plugins=[checkpoints])
     handler = signal.getsignal(signal.SIGINT)
@@ -109,6 +114,7 @@ def fit(
         journal=keep.journal.entries[keep.first : end.mark],
         random=random_state(),
         seconds=end.seconds,
+        warnings=diagnose.warnings if diagnose is not None else [],
     )
     return learnt, keep.seconds - end.seconds
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1]
 ROOMS = ("core", "models", "data", "learning", "run")
 SHAPING = (
     *("model", "optimizer", "scheduler", "callbacks", "trainer"),
-    *("batch_size", "val_fraction", "seed", "max_epochs", "compile"),
+    *("batch_size", "val_fraction", "seed", "max_epochs", "compile", "diagnostics"),
 )
 KNOWN = ("lifelong", "torch", "lightning")
 

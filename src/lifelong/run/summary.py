@@ -32,6 +32,7 @@ class StageResult:
             per epoch.
         reused: the parts that were taken from the stage store, with the seconds that each took
             when it was learnt.
+        warnings: what was odd about λ while the task was learnt.
     """
 
     task: str
@@ -40,6 +41,7 @@ class StageResult:
     steps: int
     curves: dict[str, list[float]] = field(default_factory=dict)
     reused: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Summary:
     versions: dict[str, str]
     reused: dict[str, dict[str, float]] = field(default_factory=dict)
     choice: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @rank_zero_only
     def write(self, path: Path) -> None:
@@ -133,6 +136,7 @@ def summarize(stages: Sequence[StageResult], untrained: Sequence[float], **about
         seconds={stage.task: stage.seconds for stage in stages},
         reused={stage.task: stage.reused for stage in stages if stage.reused},
         curves=[stage.curves for stage in stages],
+        warnings=[line for stage in stages for line in stage.warnings],
         versions=_versions(),
     )
 
