@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,9 @@ def build_job(config: DictConfig) -> Job:
 def _check_loggers(config: DictConfig) -> None:
     needs = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
     for name, one in (config.logger or {}).items():
+        if str(one.get("tracking_uri", "")).startswith("file:"):
+            # MLflow keeps this store as it is and asks every user to say that it shall be used.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         package = needs.get(str(one.get("_target_")).rpartition(".")[2])
         if package is not None and importlib.util.find_spec(package) is None:
             raise LifelongError(

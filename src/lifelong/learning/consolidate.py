@@ -71,7 +71,7 @@ class Consolidate(Callback):
     def fold(
         self, learner: ContinualLearner, importance: Any, loggers: Iterable[Logger], step: int
     ) -> None:
-        """Take an importance and the parameters up into the penalty, and log its trace and each part's share of it.
+        """Take an importance and the parameters up into the penalty, and log its trace and the layers' shares.
 
         Args:
             learner: as learning the task left it.
@@ -91,7 +91,7 @@ class Consolidate(Callback):
 
 
 def _traces(importance: Any) -> dict[str, float]:
-    """The trace of F by parameter; for Kronecker factors tr A · tr G of a layer."""
+    # By parameter; of Kronecker factors a layer has tr A · tr G.
     if isinstance(importance, KroneckerFactors):
         layers = {name: float(a.trace()) * float(g.trace()) for name, (a, g) in importance.items()}
         return layers | _traces(dict(importance.diagonal))

@@ -1,6 +1,6 @@
 """The callback that watches whether λ does what it is for."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -219,7 +219,7 @@ def drift(penalty: QuadraticPenalty, network: nn.Module, bound: float) -> tuple[
     return protected, free
 
 
-def _is_held(module: LightningModule) -> bool:
+def _is_held(module: LightningModule) -> TypeGuard[ContinualLearner]:
     return (
         isinstance(module, ContinualLearner)
         and module.ewc_lambda > 0
@@ -227,7 +227,7 @@ def _is_held(module: LightningModule) -> bool:
     )
 
 
-def _pull(learner: LightningModule) -> float:
+def _pull(learner: ContinualLearner) -> float:
     # Copies in name alone: they share the memory, and have a gradient of their own.
     named = learner.network.named_parameters()
     ghosts = {name: nn.Parameter(p.detach(), p.requires_grad) for name, p in named}
@@ -235,7 +235,7 @@ def _pull(learner: LightningModule) -> float:
     return float(nn.utils.get_total_norm([g.grad for g in ghosts.values() if g.grad is not None]))
 
 
-def _log(trainer: Trainer, learner: LightningModule, figures: dict[str, float]) -> None:
+def _log(trainer: Trainer, learner: ContinualLearner, figures: dict[str, float]) -> None:
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=learner.sequence_step)

@@ -37,7 +37,8 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
         loggers: those of TensorBoard get pictures.
     """
     boards = [one.experiment for one in loggers if isinstance(one, TensorBoardLogger)]
-    learners = [_learnt(job, summary, index) for index in range(len(summary.tasks))]
+    stages = [_learnt(job, summary, index) for index in range(len(summary.tasks))]
+    learners = [learner for learner, _ in stages]
     forgotten = [
         _forgotten(job.benchmark.tasks[index].test_images, task, learners[index], learners[-1])
         for index, task in enumerate(summary.tasks[:-1])
@@ -45,8 +46,8 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
     if forgotten:
         _write(job, summary, forgotten)
     steps = 0
-    for index, learner in enumerate(learners):
-        steps += len_of(job, summary, index)
+    for index, (learner, taken) in enumerate(stages):
+        steps += taken
         figure = importance_figure(learner.penalty, summary.tasks[: index + 1])
         for board in boards if figure is not None else []:
             board.add_figure("fisher/first_layer", figure, steps)
@@ -57,26 +58,12 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
                 board.add_figure(f"forgotten/{one['task']}", _figure(one), steps)
 
 
-def len_of(job: Job, summary: Summary, index: int) -> int:
-    """The optimizer steps of a stage.
-
-    Args:
-        job: of the run.
-        summary: of the run.
-        index: of the stage.
-
-    Returns:
-        As its checkpoint has it.
-    """
-    path = stage_checkpoint(job.directory, index, summary.tasks[index])
-    return int(load_checkpoint(path, "stage")["stages"][-1]["steps"])
-
-
-def _learnt(job: Job, summary: Summary, index: int) -> "ContinualLearner":
+def _learnt(job: Job, summary: Summary, index: int) -> "tuple[ContinualLearner, int]":
     learner = job.make_learner()
     path = stage_checkpoint(job.directory, index, summary.tasks[index])
-    learner.load_state_dict(load_checkpoint(path, "stage")["state_dict"])
-    return learner.eval()
+    content = load_checkpoint(path, "stage")
+    learner.load_state_dict(content["state_dict"])
+    return learner.eval(), int(content["stages"][-1]["steps"])
 
 
 @torch.inference_mode()

@@ -66,8 +66,9 @@ def print_results(
     )
     if picture is not None:
         console.print(f"picture      {picture}")
-    console.print(f"results      {directory} (summary.json, checkpoints/, tensorboard/)")
-    console.print(f"TensorBoard  tensorboard --logdir {directory}")
+    console.print(f"results      {directory} (summary.json, checkpoints/, …)")
+    if any(directory.rglob("events.out.tfevents.*")):
+        console.print(f"TensorBoard  tensorboard --logdir {directory}")
 
 
 def _percent(row: Sequence[float]) -> list[str]:

@@ -392,6 +392,6 @@ def _finish_loggers(loggers: Sequence[Logger], job: Job, summary: Summary) -> No
             logger.log_metrics(dict(hyperparameter_metrics(summary)))
         logger.finalize("success")
         # Weights & Biases would write the next run of a sweep into this one.
-        end = getattr(logger.experiment, "finish", None)
+        end = getattr(getattr(logger, "experiment", None), "finish", None)
         if callable(end):
             end()
