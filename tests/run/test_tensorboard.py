@@ -1,4 +1,4 @@
-"""TensorBoard in a real browser: curves by λ, hyper-parameters beside the final figures, pictures."""
+"""TensorBoard in a real browser: curves by λ, λ beside the final figures, pictures."""
 
 import json
 import re

@@ -71,7 +71,7 @@ class Consolidate(Callback):
     def fold(
         self, learner: ContinualLearner, importance: Any, loggers: Iterable[Logger], step: int
     ) -> None:
-        """Take an importance and the parameters up into the penalty, and log its trace and the layers' shares.
+        """Take an importance and the parameters up into the penalty; log its trace, layer by layer.
 
         Args:
             learner: as learning the task left it.
