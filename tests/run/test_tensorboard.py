@@ -115,12 +115,23 @@ def test_tensorboard_shows_a_sweep(
     assert set(runs) == {f"method.ewc_lambda={x}" for x in ("0", "100", "1e5")}
     address = board(tmp_path / "sweep")
     with open_browser(1400, 1000) as browser:
-        browser.get(f"{address}/#timeseries&tagFilter=retained")
+        browser.get(f"{address}/#timeseries")
         text = "return document.body.innerText"
         seen = until(lambda: all(name in browser.execute_script(text) for name in runs))
         assert seen, browser.execute_script(text)
-        lines = "return document.querySelectorAll('scalar-card path, scalar-card canvas').length"
-        assert until(lambda: browser.execute_script(lines)) > 0
+        box = "input[placeholder*='Filter tags']"
+        until(lambda: browser.find_elements("css selector", box))
+        browser.find_element("css selector", box).send_keys("retained")
+        # one chart, with a curve for each λ
+        cards = "return [...document.querySelectorAll('scalar-card')].map(c => c.innerText)"
+        tag = f"retained/{OLD}"
+        until(lambda: [tag in card for card in browser.execute_script(cards)] == [True])
+        (card,) = browser.execute_script(cards)
+        assert tag in card
+        lines = "return document.querySelectorAll('scalar-card line-chart path').length"
+        assert until(lambda: browser.execute_script(lines) >= 3) or browser.execute_script(
+            "return document.querySelectorAll('scalar-card canvas').length"
+        )
         time.sleep(2)
         browser.save_screenshot(str(tmp_path / "scalars.png"))
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lifelong.report.numbers import as_typed
 from lifelong.report.table import METHODS
 from lifelong.run.summary import Summary
 
@@ -42,5 +43,7 @@ def accuracy_matrix_figure(summaries: Sequence[Summary]) -> "Figure":
                 axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=ink)
         axes.set_xticks(range(len(tasks)), [f"on\n{task}" for task in tasks], fontsize=8)
         axes.set_yticks(range(len(tasks)), [f"after\n{task}" for task in tasks], fontsize=8)
-        axes.set_title(METHODS.get(summary.method, summary.method), fontsize=10)
+        name = METHODS.get(summary.method, summary.method)
+        weight = f", λ = {as_typed(summary.ewc_lambda)}" if summary.ewc_lambda else ""
+        axes.set_title(f"{name}{weight}", fontsize=10)
     return figure
