@@ -123,15 +123,17 @@ def test_tensorboard_shows_a_sweep(
         until(lambda: browser.find_elements("css selector", box))
         browser.find_element("css selector", box).send_keys("retained")
         # one chart, with a curve for each λ
-        cards = "return [...document.querySelectorAll('scalar-card')].map(c => c.innerText)"
-        tag = f"retained/{OLD}"
-        until(lambda: [tag in card for card in browser.execute_script(cards)] == [True])
-        (card,) = browser.execute_script(cards)
-        assert tag in card
-        lines = "return document.querySelectorAll('scalar-card line-chart path').length"
-        assert until(lambda: browser.execute_script(lines) >= 3) or browser.execute_script(
-            "return document.querySelectorAll('scalar-card canvas').length"
+        cards = (
+            "return [...document.querySelectorAll('scalar-card')]"
+            ".map(c => [c.innerText.replaceAll('\\n', ''), c.querySelectorAll('path').length])"
         )
+
+        def chart() -> list[Any]:
+            tag = f"retained/{OLD}"
+            return [c for c in browser.execute_script(cards) if c[0].startswith(tag) and c[1] >= 3]
+
+        (found,) = until(chart)
+        assert all(name in found[0] for name in runs), found
         time.sleep(2)
         browser.save_screenshot(str(tmp_path / "scalars.png"))
 
