@@ -19,8 +19,8 @@ from lifelong.commandline import say
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
 from lifelong.learning.progress import shows_progress
+from lifelong.observe import observe_run
 from lifelong.processes import is_one_of_several, starts_processes
-from lifelong.report.observe import observe_run
 from lifelong.run import Job, NoStore, StageStore
 from lifelong.run.store import GIGABYTE
 

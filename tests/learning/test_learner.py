@@ -101,6 +101,7 @@ def test_the_closed_form_trains_as_the_plain_formula(
         assert (theta - unheld[name]).abs().max() > 1e-3, name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_trains_as_the_plain_one() -> None:
     plain = learner(10.0)

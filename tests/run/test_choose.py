@@ -12,7 +12,7 @@ from lifelong.data.batches import TensorBatches
 from .conftest import SMALL, Command
 from .test_resume import difference, results
 
-QUIET = (*SMALL, "max_epochs=6", "choice.low=10", "choice.high=1e5")
+QUIET = (*SMALL, "max_epochs=4", "choice.low=10", "choice.high=1e5")
 AUTO = (*QUIET, "method.ewc_lambda=auto")
 LAST = "checkpoints/stage-1-digits_as_usps.ckpt"
 

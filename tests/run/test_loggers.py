@@ -92,12 +92,13 @@ def wandb_records(content: bytes) -> Iterator[bytes]:
 def test_wandb_keeps_the_runs_of_a_sweep_apart_offline(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb", reason="needs pip install 'lifelong-lightning[loggers]'")
+    wandb = pytest.importorskip("wandb", reason="needs pip install 'lifelong-lightning[loggers]'")
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     words = [*SMALL, "logger=wandb", "stages=off", "method.ewc_lambda=1,2"]
     done = command("train", "-m", *words, "hydra.sweep.dir=sweep")
+    wandb.teardown()  # its process would stay with the tests
     assert done.code == 0, done.err
     for name in ("method.ewc_lambda=1", "method.ewc_lambda=2"):
         folder = tmp_path / "sweep" / name

@@ -184,7 +184,7 @@ def test_help_and_errors_do_not_wait_for_torch(tmp_path: Path) -> None:
         (["method.ewc_lambda=nan"], ["method.ewc_lambda is nan", "finite"]),
         (["method.ewc_lambda=inf"], ["method.ewc_lambda is inf", "finite"]),
         (["method.ewc_lambda=much"], ["method.ewc_lambda is much", "number"]),
-        (["method=none"], ["method=none is not known", "ewc, finetune, kronecker_ewc"]),
+        (["method=none"], ["method=none is not known", "ewc, finetune, joint, kronecker_ewc"]),
         (["benchmark=cifar"], ["benchmark=cifar is not known", "mnist_usps"]),
         (["method.lambda=1"], ["method.lambda is no key", "--cfg job"]),
         (["max_epochs=0"], ["max_epochs is 0", "at least 1"]),

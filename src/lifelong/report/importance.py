@@ -1,50 +1,43 @@
 """The figure of which pixels matter: the first layer's importance, as a picture."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-
-from lifelong.core import KroneckerPenalty, QuadraticPenalty
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def per_pixel(penalty: QuadraticPenalty | KroneckerPenalty) -> Tensor | None:
+def per_pixel(importances: Mapping[str, Tensor]) -> Tensor | None:
     """The importance of the weights from each pixel, summed over the units of the first layer.
 
     Args:
-        penalty: with something consolidated.
+        importances: parameter name → F, the first layer first.
 
     Returns:
-        [side, side]; None where nothing is consolidated, the penalty has no diagonal, or the first
-        layer does not take a square image.
+        [side, side]; None where there are none, or the first layer does not take a square image.
 
     Example:
         >>> import torch
-        >>> penalty = QuadraticPenalty()
-        >>> penalty.fold({"w": torch.zeros(2, 4)}, {"w": torch.arange(8.0).view(2, 4)})
-        >>> per_pixel(penalty).tolist()
+        >>> per_pixel({"w": torch.arange(8.0).view(2, 4)}).tolist()
         [[4.0, 6.0], [8.0, 10.0]]
     """
-    if not isinstance(penalty, QuadraticPenalty) or penalty.is_empty:
+    if not importances:
         return None
-    first = next(iter(penalty.importances().values()))
+    first = next(iter(importances.values()))
     side = math.isqrt(first.shape[-1])
     if first.ndim != 2 or side * side != first.shape[-1]:
         return None
     return first.sum(dim=0).view(side, side)
 
 
-def importance_figure(
-    penalty: QuadraticPenalty | KroneckerPenalty, tasks: Sequence[str]
-) -> "Figure | None":
+def importance_figure(importances: Mapping[str, Tensor], tasks: Sequence[str]) -> "Figure | None":
     """The picture of which pixels matter to what was learnt.
 
     Args:
-        penalty: after the last of the tasks.
+        importances: parameter name → F, after the last of the tasks.
         tasks: that were consolidated.
 
     Returns:
@@ -52,7 +45,7 @@ def importance_figure(
     """
     from matplotlib.figure import Figure
 
-    pixels = per_pixel(penalty)
+    pixels = per_pixel(importances)
     if pixels is None:
         return None
     figure = Figure(figsize=(4.2, 3.6), layout="constrained")

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
+from lifelong.core import QuadraticPenalty
 from lifelong.data.images import MEAN, STD, LabelledImages
 from lifelong.report.digits import digits_figure
 from lifelong.report.importance import importance_figure
@@ -48,7 +49,10 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
     steps = 0
     for index, (learner, taken) in enumerate(stages):
         steps += taken
-        figure = importance_figure(learner.penalty, summary.tasks[: index + 1])
+        penalty = learner.penalty
+        # Kronecker factors have no importance of a single weight.
+        known = penalty.importances() if isinstance(penalty, QuadraticPenalty) else {}
+        figure = importance_figure(known, summary.tasks[: index + 1])
         for board in boards if figure is not None else []:
             board.add_figure("fisher/first_layer", figure, steps)
     for board in boards:
