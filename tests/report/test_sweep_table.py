@@ -72,7 +72,7 @@ def test_the_test_figures_stand_beside_and_do_not_choose() -> None:
     ]
     free, held = rows(sweep_table({"": inverted}, Rule()))
     assert free[5:] == ["100.00 ± 0.00", "100.00 ± 0.00", ""]
-    assert held[5:] == ["0.00 ± 0.00", "0.00 ± 0.00", ""]
+    assert held[5:] == ["0.00 ± 0.00", "0.00 ± 0.00", "← best"]
 
 
 def test_the_table_of_a_search_is_by_lambda_and_says_what_was_given_up() -> None:
