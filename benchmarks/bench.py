@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from alternating import alternate, ratio
-from lifelong.branches import compose_run
+from lifelong.config.build import build_job
+from lifelong.config.compose import compose_run
 from lifelong.core import (
     KroneckerPenalty,
     QuadraticPenalty,
     fisher_diagonal,
     kronecker_factors,
 )
-from lifelong.jobs import build_job
 from lifelong.models import Perceptron
 from lifelong.run import learn_sequence
 from raw import Data, epoch, images, raw_job, step

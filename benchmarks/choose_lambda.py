@@ -9,8 +9,9 @@ import statistics
 import sys
 import tempfile
 
-from lifelong.branches import compose_run, learn_branches
+from lifelong.config.compose import compose_run
 from lifelong.run import Summary
+from lifelong.search.branches import learn_branches
 from statistics_over_seeds import markdown_row
 
 

@@ -5,9 +5,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from lifelong.branches import compose_run, learn_branches
+from lifelong.config.compose import compose_run
 from lifelong.report.table import METHODS as NAMES
 from lifelong.run import Summary
+from lifelong.search.branches import learn_branches
 from statistics_over_seeds import markdown_row
 
 METHODS = {method: NAMES[method] for method in ("ewc", "kronecker_ewc", "finetune")}

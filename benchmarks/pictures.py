@@ -10,11 +10,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lifelong.data.files.whole import whole_file
 from lifelong.report.groups import families, group_runs
 from lifelong.report.picture import draw_retention
 from lifelong.report.results import read_results
 from lifelong.report.trade_off import lambda_figure, trade_off, trade_off_figure
-from lifelong.run.files import whole_file
 
 STORED = Path(__file__).with_name("results")
 DOCS = Path(__file__).parents[1] / "docs"

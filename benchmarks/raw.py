@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lifelong.data.sources import load
+from lifelong.data.sets.sources import load
 from lifelong.models import Perceptron
 
 Data = tuple[Tensor, Tensor]

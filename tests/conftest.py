@@ -10,7 +10,7 @@ import pytest
 def _real_data() -> Path | str:
     """Return the folder of the real archives, or why there is none."""
     # here, not above: a conftest is read before jaxtyping can hook into the package
-    from lifelong.data import sources
+    from lifelong.data.sets import sources
 
     named = os.environ.get("LIFELONG_DATA")
     if not named:

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lifelong.branches import compose_run, learn_branches
+from lifelong.config.build import build_job
+from lifelong.config.compose import compose_run
+from lifelong.config.learnt import learnt_stage
 from lifelong.errors import LifelongError
-from lifelong.jobs import build_job
-from lifelong.learnt import learnt_stage
+from lifelong.search.branches import learn_branches
 
 SMALL = ["benchmark=embedded_digits", "max_epochs=2", "model.hidden=[16]", "logger=none"]
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lifelong import demo, export, predict
-from lifelong.branches import compose_run, learn_branches
-from lifelong.data.sources import load
+from lifelong.cli import demo, export, predict
+from lifelong.config.compose import compose_run
+from lifelong.data.sets.sources import load
 from lifelong.errors import LifelongError
-from lifelong.run.checkpoint import load_checkpoint, save_checkpoint
-from lifelong.run.network import load_network
+from lifelong.run.learnt import load_network
+from lifelong.run.resume.checkpoint import load_checkpoint, save_checkpoint
+from lifelong.search.branches import learn_branches
 
 from .browser import console, open_browser
 
@@ -202,7 +203,7 @@ def free_port() -> int:
 def page(runs: dict[str, Path], tmp_path: Path) -> Iterator[str]:
     pytest.importorskip("nicegui", reason="needs pip install 'lifelong-lightning[demo]'")
     port = free_port()
-    words = [sys.executable, "-m", "lifelong.demo", "--port", str(port), "--no-show"]
+    words = [sys.executable, "-m", "lifelong.cli.demo", "--port", str(port), "--no-show"]
     words += ["--ewc", str(runs["ewc"]), "--finetune", str(runs["finetune"])]
     env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     with subprocess.Popen(

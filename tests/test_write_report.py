@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("plotly", reason="needs pip install 'lifelong-lightning[report]'")
 
-from lifelong import write_report
+from lifelong.cli import report as write_report
 
 from .browser import console, open_browser
 from .report.made import forget, summary, sweep, write

@@ -2,8 +2,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lifelong.core.estimators import batched_diagonal, equivalent_lambda, p_weighted_diagonal
-from lifelong.core.fisher import fisher_diagonal
+from lifelong.core.fisher.diagonal import fisher_diagonal
+from lifelong.core.fisher.other_libraries import (
+    batched_diagonal,
+    equivalent_lambda,
+    p_weighted_diagonal,
+)
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lifelong.core.fisher import fisher_diagonal
+from lifelong.core.fisher.diagonal import fisher_diagonal
 
 Oracle = Callable[[nn.Module, Tensor], dict[str, Tensor]]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lifelong.core import fisher as fisher_module
-from lifelong.core.fisher import fisher_diagonal
+from lifelong.core.fisher import diagonal as fisher_module
+from lifelong.core.fisher.diagonal import fisher_diagonal
 
 Oracle = Callable[[nn.Module, Tensor], dict[str, Tensor]]
 

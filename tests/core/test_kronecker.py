@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lifelong.core.fisher import fisher_diagonal
-from lifelong.core.gram import Gram
-from lifelong.core.kronecker import KroneckerFactors, kronecker_factors
+from lifelong.core.fisher.diagonal import fisher_diagonal
+from lifelong.core.fisher.factors import KroneckerFactors, kronecker_factors
+from lifelong.core.fisher.gram import Gram
 
 EXACT = {"rtol": 1e-9, "atol": 1e-13}
 Batches = list[tuple[Tensor, Tensor]]

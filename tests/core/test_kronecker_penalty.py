@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lifelong.core.kronecker import KroneckerFactors
-from lifelong.core.kronecker_penalty import KroneckerPenalty
-from lifelong.core.kronecker_sum import bounding_product, nearest_product
-from lifelong.core.penalty import QuadraticPenalty
-from lifelong.core.proximal import step_sizes
+from lifelong.core.fisher.factors import KroneckerFactors
+from lifelong.core.penalty.kronecker import KroneckerPenalty
+from lifelong.core.penalty.kronecker_sum import bounding_product, nearest_product
+from lifelong.core.penalty.proximal import step_sizes
+from lifelong.core.penalty.quadratic import QuadraticPenalty
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 Params = dict[str, Tensor]

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from lifelong.core.labels import Contrasts, directions, kept_directions, sampled_direction
+from lifelong.core.fisher.likelihoods import (
+    Contrasts,
+    directions,
+    kept_directions,
+    sampled_direction,
+)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 20.0])

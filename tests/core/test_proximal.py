@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lifelong.core.penalty import QuadraticPenalty
-from lifelong.core.proximal import proximal_step_, shrinkage, step_sizes
+from lifelong.core.penalty.proximal import proximal_step_, shrinkage, step_sizes
+from lifelong.core.penalty.quadratic import QuadraticPenalty
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core import KroneckerFactors, fisher_diagonal, kronecker_factors
-from lifelong.core.shares import ShareSums
+from lifelong.core.fisher.partial_sums import ShareSums
 
 pytestmark = pytest.mark.usefixtures("double")
 SIZES = (5, 1, 9, 2)

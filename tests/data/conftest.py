@@ -44,7 +44,7 @@ def usps_files(seed: int = 0, train: int = 40, test: int = 20) -> dict[str, byte
 @pytest.fixture(autouse=True)
 def _nothing_in_memory() -> None:
     # here, not above: a conftest is read before jaxtyping can hook into the package
-    from lifelong.data import sources
+    from lifelong.data.sets import sources
 
     sources._loaded.clear()
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from lifelong.data import archives
-from lifelong.data.archives import DamagedArchiveError
-from lifelong.data.idx import parse_mnist
-from lifelong.data.libsvm import parse_usps
-from lifelong.data.sources import load
+from lifelong.data.files import archives
+from lifelong.data.files.archives import DamagedArchiveError
+from lifelong.data.sets.mnist import parse_mnist
+from lifelong.data.sets.sources import load
+from lifelong.data.sets.usps import parse_usps
 from lifelong.errors import LifelongError
 
 Idx = Callable[[np.ndarray], bytes]
@@ -193,7 +193,7 @@ def test_the_real_archives_are_read_as_torchvision_reads_them(
     from torchvision.datasets import USPS
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    from lifelong.data.images import fill_frame
+    from lifelong.data.sets.images import fill_frame
 
     usps = load("usps", real_data, download=False, announce=lambda _: None)
     theirs = USPS(real_data, train=False, download=False)

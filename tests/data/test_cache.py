@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lifelong.data import cache, sources
-from lifelong.data.folders import is_writable
-from lifelong.data.images import LabelledImages
-from lifelong.data.sources import load
+from lifelong.data.files import cache
+from lifelong.data.files.folders import is_writable
+from lifelong.data.sets import sources
+from lifelong.data.sets.images import LabelledImages
+from lifelong.data.sets.sources import load
 
 
 def entry_of(folder: Path) -> Path:
@@ -108,7 +109,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_two_processes_at_once_both_read_whole_data(mnist_dir: Path) -> None:
     code = (
         "import sys\n"
-        "from lifelong.data import sources\n"
+        "from lifelong.data.sets import sources\n"
         "for _ in range(8):\n"
         "    sources._loaded.clear()\n"
         "    for entry in sources.Path(sys.argv[1]).glob('.lifelong-cache/*.pt'):\n"

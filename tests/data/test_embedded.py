@@ -3,8 +3,8 @@
 import torch
 from sklearn.datasets import load_digits
 
-from lifelong.data import embedded
-from lifelong.data.embedded import embedded_mnist, embedded_usps
+from lifelong.data.sets import embedded
+from lifelong.data.sets.embedded import embedded_mnist, embedded_usps
 
 
 def test_the_halves_are_disjoint_and_cover_all_digits() -> None:

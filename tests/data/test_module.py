@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lifelong.data.batches import TensorBatches
-from lifelong.data.images import LabelledImages
-from lifelong.data.module import ImageTask
+from lifelong.data.sets.images import LabelledImages
 from lifelong.data.split import stratified_split
+from lifelong.data.task import ImageTask
 from lifelong.errors import LifelongError
 
 
@@ -33,7 +33,7 @@ def task(name: str = "MNIST", folder: Path | str = "nowhere", **options: Any) ->
 
 
 def test_validation_is_cut_from_training_and_testing_is_the_official_set(mnist_dir: Path) -> None:
-    from lifelong.data.sources import load
+    from lifelong.data.sets.sources import load
 
     official = load("mnist", mnist_dir, announce=lambda _: None)
     cut = task(dataset="mnist", folder=mnist_dir, val_fraction=0.25)

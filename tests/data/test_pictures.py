@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lifelong.data.images import centre_in_frame
-from lifelong.data.pictures import PictureError, as_mnist, read_grey, read_picture
-from lifelong.data.sources import load
+from lifelong.cli.user_images import PictureError, as_mnist, read_grey, read_picture
+from lifelong.data.sets.images import centre_in_frame
+from lifelong.data.sets.sources import load
 
 
 @pytest.fixture(scope="module")

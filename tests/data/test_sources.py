@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lifelong.data import download, sources
-from lifelong.data.sources import available, load
+from lifelong.data.files import download
+from lifelong.data.sets import sources
+from lifelong.data.sets.sources import available, load
 from lifelong.errors import LifelongError
 
 
@@ -191,7 +192,7 @@ def test_files_are_read_without_importing_torchvision_or_lightning(
 ) -> None:
     code = (
         "import sys\n"
-        "from lifelong.data.sources import load\n"
+        "from lifelong.data.sets.sources import load\n"
         "for name in ('mnist', 'usps', 'embedded_mnist', 'embedded_usps'):\n"
         "    load(name, sys.argv[1], announce=lambda line: None)\n"
         "print([m for m in ('torchvision', 'lightning') if m in sys.modules])\n"

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lifelong.core import KroneckerPenalty, QuadraticPenalty, fisher_diagonal, kronecker_factors
 from lifelong.learning import ContinualLearner, Diagnose
 from lifelong.learning.diagnose import drift, protecting_bound
-from lifelong.run.journal import Journal
+from lifelong.run.resume.journal import Journal
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -157,7 +157,8 @@ def test_its_state_survives_an_interruption() -> None:
 def test_looking_takes_at_most_two_hundredths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lifelong.branches import compose_run, learn_branches
+    from lifelong.config.compose import compose_run
+    from lifelong.search.branches import learn_branches
 
     spent = [0.0]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lifelong.core import fisher_diagonal
-from lifelong.core.shares import ShareSums
+from lifelong.core.fisher.partial_sums import ShareSums
 
 from .two_processes import ESTIMATORS, OwnModule, examples, find, network, share, shown
 

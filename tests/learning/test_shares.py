@@ -16,7 +16,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from lifelong.learning.shares import share_of_loader
+from lifelong.learning.shards import share_of_loader
 
 Make = Callable[[list[int], int, int], DataLoader[Any]]
 

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lifelong import EWC
 from lifelong.core import KroneckerPenalty, QuadraticPenalty, fisher_diagonal, kronecker_factors
-from lifelong.learning import Consolidate, ContinualLearner
+from lifelong.learning import ContinualLearner
+from lifelong.methods import Consolidate
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 LAMBDA = 20.0

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from lifelong import EWC
 from lifelong.core import KroneckerFactors, QuadraticPenalty, fisher_diagonal, kronecker_factors
 from lifelong.data.batches import TensorBatches
-from lifelong.learning import Consolidate, ContinualLearner
-from lifelong.learning.processes import estimate_over_processes
+from lifelong.learning import ContinualLearner
+from lifelong.learning.distributed import estimate_over_processes
+from lifelong.methods import Consolidate
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 EXAMPLES = 9

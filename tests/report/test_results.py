@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from lifelong.errors import LifelongError
+from lifelong.report.best import Rule
 from lifelong.report.copies import as_csv, as_markdown
 from lifelong.report.groups import chosen, group_runs, old_test
 from lifelong.report.results import read_results
-from lifelong.run.choice import Rule
 from lifelong.run.summary import Summary
 
 from .made import forget, summary, sweep, write

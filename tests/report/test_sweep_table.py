@@ -8,7 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lifelong.report.notes import (
+from lifelong.report.best import Candidate, Rule
+from lifelong.report.sweep_table import Trial, choose_from, search_table, sweep_table, verdict
+from lifelong.search.notes import (
     FAILED,
     FINISHED,
     PRUNED,
@@ -17,9 +19,7 @@ from lifelong.report.notes import (
     read_notes,
     remove_notes,
 )
-from lifelong.report.overview import Overview, note_line, overview_table
-from lifelong.report.sweep_table import Trial, choose_from, search_table, sweep_table, verdict
-from lifelong.run.choice import Candidate, Rule
+from lifelong.search.overview import Overview, note_line, overview_table
 
 from .test_trade_off import RUNS
 

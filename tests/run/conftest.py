@@ -35,7 +35,7 @@ def command(
     monkeypatch.delenv("LIFELONG_DATA", raising=False)
 
     def run(name: str, *words: str) -> Outcome:
-        from lifelong import quickstart, train
+        from lifelong.cli import quickstart, train
 
         main = {"train": train.main, "quickstart": quickstart.main}[name]
         GlobalHydra.instance().clear()

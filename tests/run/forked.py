@@ -38,7 +38,7 @@ def run(words: list[str], kill_after: float | None) -> dict[str, object]:
 
 
 def code_of(words: list[str]) -> int:
-    from lifelong import train
+    from lifelong.cli import train
 
     sys.argv = ["lifelong-train", *words]
     try:

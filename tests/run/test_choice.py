@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from lifelong.errors import LifelongError
+from lifelong.report.best import Candidate, Rule, candidate_of, mean_by_lambda
 from lifelong.run import Summary
-from lifelong.run.choice import Candidate, Rule, candidate_of, mean_by_lambda
 
 # before 0.98: what was lost is 58, 8, 0.5 and 0.2 points; the averages are 0.68, 0.93, 0.9275, 0.74
 CURVE = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lifelong.data import module
+from lifelong.data import task as module
 from lifelong.data.batches import TensorBatches
 
 from .conftest import SMALL, Command
@@ -114,7 +114,7 @@ def test_spoilt_test_sets_change_no_choice(
 def test_an_interrupted_choice_goes_on_where_it_was(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lifelong import choose
+    from lifelong.search import decades as choose
 
     words = (*AUTO, "stages=off", "logger=none", "hydra.run.dir=run")
     tried: list[float] = []

@@ -117,7 +117,7 @@ def test_wandb_keeps_the_runs_of_a_sweep_apart_offline(
 def test_a_logger_that_is_not_installed_is_named_with_its_cure(
     command: Command, monkeypatch: pytest.MonkeyPatch, logger: str
 ) -> None:
-    from lifelong import jobs
+    from lifelong.config import build as jobs
 
     honest = jobs.importlib.util.find_spec
 

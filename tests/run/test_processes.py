@@ -11,10 +11,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lifelong import processes
-from lifelong.branches import compose_run
+from lifelong.config import processes
+from lifelong.config.compose import compose_run
+from lifelong.config.processes import run_processes, starts_processes
 from lifelong.errors import LifelongError
-from lifelong.processes import run_processes, starts_processes
 
 from .conftest import SMALL, Command
 
@@ -113,7 +113,7 @@ PRETEND = "import os, sys, time; rank, said = os.environ['RANK'], sys.argv[1]; "
     [
         ("sys.exit(3 if rank == '0' else 7)", "process 1 of 2 ended with code 7 without a word"),
         (
-            "from lifelong.processes import LastWords; from pathlib import Path\n"
+            "from lifelong.config.processes import LastWords; from pathlib import Path\n"
             "LastWords('Connection closed', False, '').write(Path(said), int(rank)); sys.exit(3)",
             "process [01] of 2 lost touch with another one \\(Connection closed\\)",
         ),

@@ -198,7 +198,7 @@ def test_another_run_is_refused_with_what_differs(
 
 
 def test_a_checkpoint_of_other_images_is_refused(command: Command, tmp_path: Path) -> None:
-    from lifelong.run.checkpoint import load_checkpoint, save_checkpoint
+    from lifelong.run.resume.checkpoint import load_checkpoint, save_checkpoint
 
     assert command("train", *SMALL, "hydra.run.dir=run").code == 0
     path = stage(tmp_path / "run", 1)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lifelong.data import module
-from lifelong.data.images import LabelledImages
+from lifelong.data import task as module
+from lifelong.data.sets.images import LabelledImages
 
 from .conftest import SMALL, Command
 
@@ -138,7 +138,7 @@ def test_a_search_without_a_finished_trial_says_so(command: Command, tmp_path: P
 def test_a_search_that_cannot_begin_ends_at_once(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lifelong.data import download
+    from lifelong.data.files import download
 
     monkeypatch.setattr(download, "_answers", lambda addresses: False)
     done = command(
@@ -173,8 +173,8 @@ def test_without_optuna_the_error_says_what_to_install(
 def test_lambda_is_drawn_on_a_logarithmic_scale(tmp_path: Path) -> None:
     from hydra import compose, initialize_config_dir
 
-    from lifelong.commandline import CONF
-    from lifelong.search import _study
+    from lifelong.config.compose import CONF
+    from lifelong.search.optuna import _study
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=["experiment=lambda_search"])

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lifelong.commandline import CONF
+from lifelong.config.compose import CONF
 
 from .conftest import SMALL, Command
 

@@ -48,7 +48,7 @@ def test_a_run_leaves_pictures_and_the_digits_it_forgot(command: Command, tmp_pa
 def test_looking_at_the_end_changes_no_bit(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lifelong import jobs
+    from lifelong.config import build as jobs
 
     words = (*SMALL, "stages=off")
     assert command("train", *words, "hydra.run.dir=seen").code == 0

@@ -135,7 +135,7 @@ def test_a_sweep_runs_every_lambda_in_a_folder_named_after_it(
 def test_the_quickstart_falls_back_and_says_so_everywhere(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lifelong.data import download
+    from lifelong.data.files import download
 
     monkeypatch.setattr(download, "_answers", lambda addresses: False)
     done = command("quickstart", *SMALL[1:])
@@ -161,7 +161,7 @@ def test_help_and_errors_do_not_wait_for_torch(tmp_path: Path) -> None:
         script = (
             "import sys\n"
             f"sys.argv = ['lifelong-train', {word!r}]\n"
-            "from lifelong.train import main\n"
+            "from lifelong.cli.train import main\n"
             "try:\n    main()\nexcept SystemExit as e:\n    code = e.code or 0\n"
             "else:\n    code = 0\n"
             "print('heavy:', {'torch', 'lightning', 'torchvision'} & set(sys.modules), code)"
@@ -210,7 +210,7 @@ def test_bad_input_gets_one_line_with_the_cure_and_leaves_nothing(
 def test_missing_archives_without_a_network_are_an_error_that_names_the_way_out(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lifelong.data import download
+    from lifelong.data.files import download
 
     monkeypatch.setattr(download, "_answers", lambda addresses: False)
     done = command("train", "benchmark=mnist_usps", "data_dir=nowhere", "hydra.run.dir=run")

@@ -1,17 +1,17 @@
 """The mathematics: importance, penalties, figures. Imports torch and jaxtyping alone."""
 
-from lifelong.core.accuracy import (
+from lifelong.core.fisher.diagonal import fisher_diagonal
+from lifelong.core.fisher.factors import KroneckerFactors, kronecker_factors
+from lifelong.core.fisher.other_libraries import equivalent_lambda
+from lifelong.core.metrics import (
     average_accuracy,
     backward_transfer,
     forgetting,
     forward_transfer,
 )
-from lifelong.core.estimators import equivalent_lambda
-from lifelong.core.fisher import fisher_diagonal
-from lifelong.core.kronecker import KroneckerFactors, kronecker_factors
-from lifelong.core.kronecker_penalty import KroneckerPenalty
-from lifelong.core.penalty import QuadraticPenalty
-from lifelong.core.proximal import step_sizes
+from lifelong.core.penalty.kronecker import KroneckerPenalty
+from lifelong.core.penalty.proximal import step_sizes
+from lifelong.core.penalty.quadratic import QuadraticPenalty
 
 __all__ = [
     "KroneckerFactors",

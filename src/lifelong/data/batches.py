@@ -8,8 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lifelong.data.images import MEAN, STD
 from lifelong.data.randomness import generator_for
+from lifelong.data.sets.images import MEAN, STD
 from lifelong.errors import LifelongError
 
 

@@ -8,7 +8,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from lifelong.data.batches import TensorBatches
-from lifelong.data.module import ImageTask
+from lifelong.data.task import ImageTask
 
 Scenario = Literal["domain", "task", "class"]
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from lifelong.core import KroneckerPenalty, QuadraticPenalty, step_sizes
-from lifelong.learning.processes import follow_first_process, mean_over_processes
+from lifelong.learning.distributed import follow_first_process, mean_over_processes
 from lifelong.learning.progress import is_logging_step
 from lifelong.learning.scaling import gradient_scale, skipped_its_step
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from lightning import Callback, LightningModule, Trainer
 
-from lifelong.learning.curves import as_fraction
+from lifelong.learning.epochs import as_fraction
 
 Tell = Callable[[str, int, int, Mapping[str, float]], None]
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
+from lifelong.report.best import Candidate, Rule, candidate_of, mean_by_lambda
 from lifelong.report.numbers import as_typed
 from lifelong.report.results import Run
 from lifelong.report.table import METHODS
 from lifelong.report.trade_off import standard_error
-from lifelong.run.choice import Candidate, Rule, candidate_of, mean_by_lambda
 from lifelong.run.summary import Summary
 
 UNHELD = ("finetune", "joint")  # methods without a penalty, whose λ says nothing

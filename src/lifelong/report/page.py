@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lifelong.report.best import Rule
 from lifelong.report.charts import lambda_chart, matrix_chart, retention_chart, trade_off_chart
 from lifelong.report.copies import as_csv, as_markdown, figures_of
 from lifelong.report.groups import Group, chosen, families, group_runs
@@ -14,7 +15,6 @@ from lifelong.report.numbers import as_typed
 from lifelong.report.results import Forgotten, ForgottenDigit, Results
 from lifelong.report.sweep_table import verdict
 from lifelong.report.table import title
-from lifelong.run.choice import Rule
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lifelong.data.files.whole import whole_file
 from lifelong.report.table import METHODS, title
-from lifelong.run.files import whole_file
 from lifelong.run.summary import Summary
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
+from lifelong.report.best import Candidate, Rule, candidate_of
 from lifelong.report.numbers import as_typed
 from lifelong.report.table import title
 from lifelong.report.trade_off import standard_error, trade_off
-from lifelong.run.choice import Candidate, Rule, candidate_of
 from lifelong.run.summary import Summary
 
 WIDTH_OF_A_FILE = 140

@@ -14,11 +14,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lifelong.data.benchmark import Benchmark, StageData
 from lifelong.errors import LifelongError
-from lifelong.learning import Consolidate, ContinualLearner, Diagnose
-from lifelong.run.checkpoint import save_checkpoint
-from lifelong.run.journal import Journal, write
-from lifelong.run.keeping import KeepProgress, WholeCheckpoints, previous
-from lifelong.run.position import (
+from lifelong.learning import ContinualLearner, Diagnose
+from lifelong.methods import Consolidate
+from lifelong.run.resume.checkpoint import save_checkpoint
+from lifelong.run.resume.journal import Journal, write
+from lifelong.run.resume.keeping import KeepProgress, WholeCheckpoints, previous
+from lifelong.run.resume.position import (
     Position,
     clear,
     find_position,

@@ -11,11 +11,12 @@ from lightning import Callback, Trainer
 
 from lifelong.core import KroneckerFactors
 from lifelong.data.benchmark import StageData
-from lifelong.learning import Consolidate, ContinualLearner, Diagnose, StopOnNonFiniteLoss
-from lifelong.learning.curves import RecordCurves, as_fraction
-from lifelong.run.journal import Entry, write
-from lifelong.run.keeping import KeepProgress, WholeCheckpoints
-from lifelong.run.random_state import random_state, restore_random_state
+from lifelong.learning import ContinualLearner, Diagnose, StopOnNonFiniteLoss
+from lifelong.learning.epochs import RecordCurves, as_fraction
+from lifelong.methods import Consolidate
+from lifelong.run.resume.journal import Entry, write
+from lifelong.run.resume.keeping import KeepProgress, WholeCheckpoints
+from lifelong.run.resume.random_state import random_state, restore_random_state
 
 MakeTrainer = Callable[..., Trainer]
 

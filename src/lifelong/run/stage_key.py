@@ -13,7 +13,7 @@ import torch
 
 PACKAGE = Path(__file__).parents[1]
 # What reports and commands do changes no number.
-ROOMS = ("core", "models", "data", "learning", "run")
+ROOMS = ("core", "models", "data", "learning", "methods", "run")
 SHAPING = (
     *("model", "optimizer", "scheduler", "callbacks", "trainer"),
     *("batch_size", "val_fraction", "seed", "max_epochs", "compile", "diagnostics"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lifelong.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from lifelong.run.resume.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 GIGABYTE = 1_000_000_000
 

@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from lifelong.core import average_accuracy, backward_transfer, forgetting, forward_transfer
+from lifelong.data.files.whole import whole_file
 from lifelong.errors import LifelongError
-from lifelong.run.files import whole_file
 
 PACKAGES = ("lifelong-lightning", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
 

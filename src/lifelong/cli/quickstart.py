@@ -1,0 +1,82 @@
+"""``lifelong-quickstart``: the main job in one command, EWC beside fine-tuning.
+
+The first task is learnt once; both methods go on from there. Without archives and without a
+network it falls back to the embedded digits, and says so wherever a result appears.
+"""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from lifelong.config.check import run_command, say
+from lifelong.config.compose import compose_run
+from lifelong.search.branches import learn_branches
+
+USAGE = """lifelong-quickstart [key=value ...]
+MNIST, then USPS: Elastic Weight Consolidation beside fine-tuning. Takes the keys of lifelong-train;
+results go to outputs/quickstart/."""
+
+
+def quickstart(overrides: list[str]) -> None:
+    """Learn the main job with both methods and show what each kept.
+
+    Args:
+        overrides: ``key=value`` words as for ``lifelong-train``.
+    """
+    directory = Path("outputs/quickstart") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    configs = _both_methods(directory, ["benchmark=mnist_usps", *overrides])
+    if not _images_are_to_be_had(configs[0]):
+        say(
+            "MNIST and USPS are not here and cannot be downloaded: "
+            "falling back to the embedded digits (1,797 real images that scikit-learn installs)"
+        )
+        others = [word for word in overrides if not word.startswith("benchmark=")]
+        configs = _both_methods(directory, ["benchmark=embedded_digits", *others])
+    tasks = " then ".join(configs[0].benchmark.tasks)
+    say(f"learning {tasks} with EWC, and again from the learnt first task with fine-tuning")
+    summaries = list(learn_branches(configs))
+    from lifelong.report.picture import draw_retention
+    from lifelong.report.table import print_results
+
+    picture = draw_retention(summaries, directory / "retained.png")
+    print_results(summaries, directory, picture=picture)
+
+
+def _both_methods(directory: Path, overrides: list[str]) -> list[DictConfig]:
+    configs = []
+    for method in ("ewc", "finetune"):
+        # What sets λ is meant for EWC: fine-tuning is λ = 0.
+        mine = [w for w in overrides if method == "ewc" or not w.startswith("method.")]
+        own = [f"method={method}", f"output_dir={directory / method}"]
+        configs.append(compose_run([*own, *mine]))
+    return configs
+
+
+def _images_are_to_be_had(config: DictConfig) -> bool:
+    from lifelong.data.sets.sources import MissingArchivesError, load
+
+    try:
+        for dataset in config.benchmark.tasks.values():
+            load(dataset, config.data_dir, announce=say)
+    except MissingArchivesError:
+        return False
+    return True
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script.
+
+    Args:
+        argv: the words after the command; those of the process by default.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(words):
+        print(USAGE)
+        return
+    run_command(lambda: quickstart(words))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From words on the command line to a configuration, and from there to objects."""

@@ -1,0 +1,1 @@
+"""The Fisher information: exact, in batches, for every network."""

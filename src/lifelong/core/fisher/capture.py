@@ -1,0 +1,168 @@
+"""What enters and leaves each module of a network, and the gradients at what leaves it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from lifelong.core.fisher.examples import Rows, call
+
+
+@dataclass
+class Call:
+    """One call of a module.
+
+    Attributes:
+        module: The module.
+        input: What entered it, detached.
+        edge: The place of its output in the autograd graph; unlike the tensor it stays right when a
+            later module changes the output in place (`nn.ReLU(inplace=True)`).
+        output_shape: The shape of what left it.
+        version: The input's version when it entered.
+    """
+
+    module: nn.Module
+    input: Tensor
+    edge: GradientEdge
+    output_shape: torch.Size
+    version: int
+
+    @property
+    def input_is_intact(self) -> bool:
+        """Whether the input still holds what entered the module."""
+        return self.input._version == self.version
+
+
+class Capture:
+    """Records the calls of the modules that `wanted` accepts, while inside a `with` block.
+
+    >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
+    >>> with Capture(network, lambda module: isinstance(module, nn.Linear)) as capture:
+    ...     output = capture.run(torch.ones(5, 2))
+    ...     deltas = capture.gradients(output, torch.ones(5, 2), capture.calls)
+    >>> [tuple(delta.shape) for delta in deltas]
+    [(5, 3), (5, 2)]
+
+    Args:
+        network: The network.
+        wanted: Which modules to record.
+    """
+
+    def __init__(self, network: nn.Module, wanted: Callable[[nn.Module], bool]) -> None:
+        self.network = network
+        self.calls: list[Call] = []
+        self._wanted = wanted
+        self._recording = False
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> "Capture":
+        for module in self.network.modules():
+            if self._wanted(module):
+                handle = module.register_forward_hook(
+                    # first of all hooks: a later one may replace the output
+                    self._record,
+                    prepend=True,
+                    with_kwargs=True,
+                )
+                self._handles.append(handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.calls.clear()
+
+    def run(self, x: Rows) -> Tensor:
+        """Evaluate the network and record the calls in `calls`.
+
+        Args:
+            x: The examples.
+
+        Returns:
+            The network's output with its graph `[N, ..., C]`.
+        """
+        self.calls.clear()
+        # off outside run: checkpointed segments call their modules again during the backward pass
+        self._recording = True
+        try:
+            return call(self.network, x)
+        finally:
+            self._recording = False
+
+    @staticmethod
+    def gradients(
+        output: Tensor, direction: Tensor, calls: Sequence[Call]
+    ) -> Sequence[Tensor | None]:
+        """Pull one direction in the network's output back to the outputs of the calls.
+
+        Only these places are asked for, so no gradient of a weight is computed, nor any below the
+        first call.
+
+        Args:
+            output: The network's output `[N, ..., C]`.
+            direction: The weights of its elements `[N, ..., C]`.
+            calls: The calls.
+
+        Returns:
+            For each call the gradient with the shape of its output, None where it has no influence.
+        """
+        edges = [one.edge for one in calls]
+        return torch.autograd.grad(output, edges, direction, retain_graph=True, allow_unused=True)
+
+    def _record(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if not self._recording or not isinstance(output, Tensor) or not output.requires_grad:
+            return
+        entered = [*args, *kwargs.values()]
+        if entered and isinstance(entered[0], Tensor):
+            x = entered[0]
+            edge = get_gradient_edge(output)
+            self.calls.append(Call(module, x.detach(), edge, output.shape, x._version))
+
+
+def uses_of_parameters(output: Tensor) -> tuple[dict[nn.Parameter, int], set[Node]]:
+    """Count how often each parameter enters the graph of the network's output.
+
+    Args:
+        output: The network's output.
+
+    Returns:
+        The number of uses of each parameter that is used at all, and every node of the graph.
+
+    Raises:
+        ValueError: If a part of the graph cannot be looked into.
+    """
+    if output.grad_fn is None:
+        return {}, set()
+    uses: dict[nn.Parameter, int] = {}
+    nodes = {output.grad_fn}
+    pending = [output.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                "the network uses reentrant checkpointing, which hides its parameters; wanted a "
+                "graph that can be followed: type checkpoint(..., use_reentrant=False)"
+            )
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            leaf = getattr(following, "variable", None)
+            if leaf is not None:
+                uses[leaf] = uses.get(leaf, 0) + 1
+            elif following not in nodes:
+                nodes.add(following)
+                pending.append(following)
+    return uses, nodes

@@ -1,0 +1,226 @@
+"""The diagonal of the Fisher information, exact and in batches, for every network."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lifelong.core.fisher.capture import Call, Capture, uses_of_parameters
+from lifelong.core.fisher.likelihoods import Labels
+from lifelong.core.fisher.passes import Chunk, Plan, Progress, chunks
+from lifelong.core.fisher.per_example import looped_squares, vectorised_squares
+from lifelong.core.fisher.rules import rule_for
+from lifelong.core.fisher.squares import (
+    BLOCK,
+    BlockSquares,
+    LinearSquares,
+    Source,
+    Squares,
+    TokenSquares,
+)
+from lifelong.core.fisher.traceless import traceless
+
+# the error on trained perceptrons is about this share: a third of the promised 1e-6
+THRESHOLD = 3e-7
+
+
+def fisher_diagonal(
+    network: nn.Module,
+    batches: Iterable[Any],
+    *,
+    labels: Labels = "exact",
+    samples: int | None = None,
+    threshold: int | float = THRESHOLD,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+    chunk: int | None = None,
+) -> dict[str, Tensor]:
+    """Return how much each parameter matters to the predictions, the Fisher information's diagonal.
+
+        F_i = (1/N) Σ_n E_y [(∂ log p(y | x_n) / ∂θ_i)²]
+
+    Scale: a mean over examples of squared scores of single examples, in nats per squared unit of
+    the parameter. It does not grow with the number of examples, and how they are cut into batches
+    makes no difference. Where an example has several labels, `[N, ..., C]`, its score is their sum.
+
+    Exact labels take the expectation over the network's own probabilities p, in C − 1 backward
+    passes for C classes. With the classes sorted by falling probability, ḡ the mean score of those
+    after r, tails `q_r = Σ_{j≥r} p_j` and weights `w_r = p_r q_{r+1} / q_r`,
+
+        Σ_c p_c g_c² = Σ_{r<C} w_r (g_r − ḡ)².
+
+    Of these terms the lightest are left out: those whose weights sum to at most `threshold` times
+    the weights of all terms (of some thousand examples at a time). Every term is ≥ 0, so that no
+    entry gets too large, and the trace falls short, and the absolute errors sum up, by at most the
+    share `threshold · max ‖g_r − ḡ‖² / mean ‖g_r − ḡ‖²` (maximum over the terms left out, mean over
+    all, weighted). Measured at the default on perceptrons 784-1024-512-256-128-128-10 after 1 and 5
+    epochs of MNIST: 2.4e-7 and 3.1e-7. With 0 the sum is the true one.
+
+    Linear, Conv1d, Conv2d, Embedding, LayerNorm, GroupNorm and BatchNorm take all examples of a
+    chunk at once. Parameters that are used in any other way take per-example gradients: the same
+    numbers, more slowly. The network is evaluated in eval mode, without autocast, and left as it
+    was.
+
+    Args:
+        network: A classifier with a softmax over its output's last dimension, on any device. A
+            tuple x becomes its arguments, a dict its keyword arguments.
+        batches: Pairs `(x, y)` with the examples along the first dimension `[N, ...]`; y `[N, ...]`
+            is looked at for empirical labels only.
+        labels: "exact", the expectation over the network's probabilities; "sampled", one draw from
+            them; "empirical", the y of the batches.
+        samples: Use the first so many examples only (shuffle the batches if they are ordered).
+        threshold: The share of the labels' variance that exact labels may leave out, below 1.
+        generator: The randomness of sampled labels; the global one if None, its state is put back.
+        progress: Called with the number of examples done and in all (None where unknown).
+        chunk: How many examples are evaluated at once; by memory, at most 512, if None.
+
+    Returns:
+        For the name of every parameter that requires a gradient a tensor of its shape; zeros where
+        the output does not depend on it.
+
+    Raises:
+        ValueError: If there is no example, an output is no finite `[N, ..., C]`, examples of a
+            batch influence each other, empirical labels do not fit, or an option is out of range.
+
+    Source: Kirkpatrick et al. (2017), Overcoming catastrophic forgetting, eq. 3; Martens (2020),
+    New insights and perspectives on the natural gradient method, for the expectation over the
+    network's own labels.
+
+    >>> network = nn.Linear(1, 2, bias=False)
+    >>> _ = nn.init.zeros_(network.weight)  # so p = (½, ½) for every x
+    >>> batches = [(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]))]
+    >>> fisher_diagonal(network, batches)["weight"]  # mean of p (1 − p) x² = ¼ (1 + 9) / 2
+    tensor([[1.2500],
+            [1.2500]])
+    """  # noqa: DOC502 - raised by what is called
+    plan = Plan(labels, samples, threshold, generator, progress, chunk)
+    with traceless(network), Capture(network, lambda m: rule_for(m) is not None) as capture:
+        diagonal = Diagonal(network)
+        for part in chunks(capture, batches, plan):
+            diagonal.add(part)
+        return diagonal.mean(plan.done)
+
+
+class Diagonal:
+    """The sum of squared scores over the chunks that it was given.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._params = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        self._name = {p: n for n, p in self._params.items()}
+        self._vectorise = True
+        self._total = {
+            n: torch.zeros_like(p, dtype=_wide(p), memory_format=torch.contiguous_format)
+            for n, p in self._params.items()
+        }
+
+    def add(self, chunk: Chunk) -> None:
+        """Add the squared scores of a chunk.
+
+        Args:
+            chunk: The examples, their graph and the directions to pull back.
+        """
+        covered, rest = self._sources(chunk)
+        squares = self._squares(covered)
+        kept: list[Tensor] = []
+        for direction in chunk.directions if squares or rest else ():
+            if squares:
+                deltas = Capture.gradients(chunk.output, direction, chunk.calls)
+                for one in squares:
+                    one.add(deltas)
+            if rest:
+                kept.append(direction)
+                if (len(kept) + 1) * direction.numel() > BLOCK:
+                    self._fall_back(chunk, rest, kept)
+                    kept = []
+        for one in squares:
+            one.finish(self._total)
+        if kept:
+            self._fall_back(chunk, rest, kept)
+
+    def mean(self, n: int) -> dict[str, Tensor]:
+        """Return the sums divided by the number of examples, in the parameters' precision.
+
+        Args:
+            n: The number of examples.
+
+        Returns:
+            The diagonal, by the parameters' names.
+        """
+        return {name: (t / n).to(self._params[name].dtype) for name, t in self._total.items()}
+
+    def _sources(self, chunk: Chunk) -> tuple[dict[str, list[Source]], dict[str, nn.Parameter]]:
+        # parameters whose every use is a call that a rule covers, and the rest that is used
+        uses, nodes = uses_of_parameters(chunk.output)
+        sources: dict[str, list[Source]] = {}
+        for index, one in enumerate(chunk.calls):
+            if one.edge.node not in nodes:
+                continue
+            for local, parameter in one.module.named_parameters(recurse=False):
+                source = _source(chunk, one, index, local)
+                if source is not None and parameter in self._name:
+                    sources.setdefault(self._name[parameter], []).append(source)
+        used = {p: k for p, k in uses.items() if p in self._name}
+        covered = {
+            name: found
+            for name, found in sources.items()
+            if used.get(self._params[name]) == len(found)
+        }
+        rest = {self._name[p]: p for p in used if self._name[p] not in covered}
+        return covered, rest
+
+    def _squares(self, sources: dict[str, list[Source]]) -> list[Squares]:
+        squares: list[Squares] = []
+        linear: dict[int, dict[str, tuple[str, Source]]] = {}
+        room = BLOCK // max(1, len(sources))
+        for name, found in sources.items():
+            first = found[0]
+            alone = len(found) == 1
+            met_once = first.a[0].numel() == first.a.shape[-1]
+            if alone and met_once and isinstance(first.module, nn.Linear):
+                linear.setdefault(first.index, {})[first.name] = (name, first)
+            elif alone and isinstance(first.module, nn.Embedding):
+                squares.append(TokenSquares(first, name))
+            else:
+                squares.append(BlockSquares(found, name, self._params[name].numel(), room))
+        for parts in linear.values():
+            weight_name, weight = parts.get("weight", ("", None))
+            bias_name, bias = parts.get("bias", ("", None))
+            squares.append(LinearSquares(weight, bias, (weight_name, bias_name)))
+        return squares
+
+    def _fall_back(
+        self, chunk: Chunk, rest: dict[str, nn.Parameter], kept: Sequence[Tensor]
+    ) -> None:
+        found = None
+        if self._vectorise:
+            try:
+                found = vectorised_squares(self._network, rest, chunk.x, kept)
+            except (RuntimeError, NotImplementedError, TypeError, ValueError):
+                self._vectorise = False  # vmap does not know some operation: one by one, then
+        if found is None:
+            found = looped_squares(self._network, rest, chunk.x, kept)
+        for name, squares in found.items():
+            self._total[name] += squares
+
+
+def _source(chunk: Chunk, one: Call, index: int, local: str) -> Source | None:
+    """Return a use of a parameter if the rule of its module holds for this call."""
+    rule = rule_for(one.module)
+    dim = chunk.example_dim.get(one.module)
+    if rule is None or dim is None or not one.input_is_intact:
+        return None
+    if local not in ("weight", "bias") or (dim and not rule.any_leading_dimension):
+        return None
+    if one.output_shape[dim] != len(chunk) or one.input.shape[dim] != len(chunk):
+        return None
+    return Source(index, one.module, local, rule, one.input.movedim(dim, 0), dim)
+
+
+def _wide(p: Tensor) -> torch.dtype:
+    return torch.float32 if p.device.type == "mps" else torch.float64

@@ -1,0 +1,1 @@
+"""The penalties Ω that importances are folded into, and their steps."""

@@ -1,0 +1,1 @@
+"""Files that images are read from: archives, the cache of what was parsed, downloads."""

@@ -1,0 +1,158 @@
+"""What several processes have to agree on: one importance, one network, and who is to speak."""
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, distributed, nn
+
+from lifelong.core import KroneckerFactors
+from lifelong.core.fisher.examples import count
+from lifelong.core.fisher.partial_sums import Layout, ShareSums
+from lifelong.errors import LifelongError
+from lifelong.learning.progress import Progress
+
+Importance = dict[str, Tensor] | KroneckerFactors
+
+
+def estimate_over_processes(
+    trainer: Trainer,
+    estimator: Callable[..., Importance],
+    network: nn.Module,
+    batches: Iterable[Any],
+    progress: Progress | None = None,
+) -> Importance:
+    """Estimate an importance on the examples of all processes, the same bits on each of them.
+
+    F = Σ_r n_r F_r / Σ_r n_r: every process estimates on its own share, then the sums behind the
+    means are added up in float64 and divided by the number of all examples. A share may be empty.
+    The processes see one network: its buffers (the running statistics of batch norms, which no
+    process averages while learning) are first made those of process 0. Labels that are sampled are
+    drawn from numbers that differ between the processes.
+
+    Up to rounding it is the estimate of one process where the estimator leaves nothing out. The
+    lightest terms that exact labels leave out are chosen in each share by itself, so that the two
+    differ by up to the estimator's ``threshold`` (3e-7 of the diagonal's trace, 1e-2 of that of G).
+
+    With one process the estimator is called as it is.
+
+    Args:
+        trainer: knows the processes.
+        estimator: of ``(network, batches, progress=...)``, a mean over examples. It calls progress
+            with the number of examples that it has used.
+        network: the bare network, not its wrapper.
+        batches: this process's share, every example in one share only.
+        progress: shown how far this process is.
+
+    Returns:
+        The importance.
+
+    Raises:
+        LifelongError: when the strategy keeps no whole network in each process.
+        ValueError: when no process has an example.
+    """  # noqa: DOC502
+    if trainer.world_size == 1:
+        return estimator(network, batches, progress=progress)
+    if not isinstance(trainer.strategy, DDPStrategy):
+        name = type(trainer.strategy).__name__
+        raise LifelongError(
+            f"the strategy is {name}; importances over several processes need the whole network in "
+            "each of them: type trainer=ddp, or Trainer(strategy='ddp')"
+        )
+    follow_first_process(network)
+    own = _own_share(trainer.global_rank, estimator, network, batches, progress)
+    return _added_up(own, trainer).mean()
+
+
+@torch.no_grad()
+def follow_first_process(network: nn.Module) -> None:
+    """Make a network's buffers those of process 0; the parameters agree already.
+
+    Args:
+        network: the network of this process.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, src=0)
+
+
+def mean_over_processes(value: Tensor, trainer: Trainer) -> Tensor:
+    """The mean of a number that every process has.
+
+    Args:
+        value: a scalar.
+        trainer: knows the processes.
+
+    Returns:
+        The mean; with one process the number itself.
+    """
+    if trainer.world_size == 1:
+        return value.detach()
+    mean = trainer.strategy.reduce(value.detach().clone(), reduce_op="mean")
+    assert isinstance(mean, Tensor)
+    return mean
+
+
+def _own_share(
+    rank: int,
+    estimator: Callable[..., Importance],
+    network: nn.Module,
+    batches: Iterable[Any],
+    progress: Progress | None,
+) -> ShareSums | None:
+    # nothing for a share without an example
+    batches = iter(batches)
+    first = next((batch for batch in batches if _holds_examples(batch)), None)
+    if first is None:
+        return None
+    used = 0
+
+    def count_and_show(done: int, total: int | None) -> None:
+        nonlocal used
+        used = done
+        if progress is not None and rank == 0:
+            progress(done, total)
+
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # The processes were seeded alike: the same draws would go to different examples.
+        torch.manual_seed(torch.initial_seed() + rank)
+        importance = estimator(network, chain([first], batches), progress=count_and_show)
+    return ShareSums.of(importance, used)
+
+
+def _holds_examples(batch: Any) -> bool:
+    # what is no pair is for the estimator to refuse
+    return not (isinstance(batch, tuple | list) and len(batch) == 2) or count(batch[0]) > 0
+
+
+def _added_up(own: ShareSums | None, trainer: Trainer) -> ShareSums:
+    device = trainer.strategy.root_device
+    counts = torch.zeros(trainer.world_size, dtype=torch.int64, device=device)
+    counts[trainer.global_rank] = own.count if own is not None else 0
+    distributed.all_reduce(counts)
+    if not int(counts.sum()):
+        raise ValueError(
+            "the batches of no process hold an example; wanted at least one in all of them"
+        )
+    # Who has no example knows the names and shapes from the first who has.
+    layout: Layout = trainer.strategy.broadcast(
+        own.layout if own is not None else [], src=int(counts.nonzero()[0])
+    )
+    if own is None:
+        own = ShareSums.none(layout, device)
+    same = torch.tensor([own.layout == layout], dtype=torch.int64, device=device)
+    distributed.all_reduce(same, op=distributed.ReduceOp.MIN)
+    if not bool(same):
+        raise ValueError(
+            "the processes have importances of other names or shapes; "
+            "estimate all with the same estimator and network"
+        )
+    for total in own.sums:
+        distributed.all_reduce(total)
+        # The order of adding is the backend's own affair; the same bits everywhere are not.
+        distributed.broadcast(total, src=0)
+    return ShareSums(layout, own.sums, int(counts.sum()))

@@ -1,0 +1,1 @@
+"""Which λ: sweeps, the choice by branching, searches."""
