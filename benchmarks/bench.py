@@ -205,11 +205,12 @@ def lightning_epoch(data: Data, data_dir: str) -> list[Row]:
                 ]
             )
         )
-        learner = job.make_learner()
+        method = job.make_method()
+        learner = job.make_learner(method)
         stage = job.benchmark.stage(0)
 
         def ours() -> None:
-            trainer: Trainer = job.make_trainer(logger=list(job.make_loggers()))
+            trainer: Trainer = job.make_trainer(callbacks=[method], logger=list(job.make_loggers()))
             trainer.fit(learner, datamodule=stage)
 
         torch.manual_seed(0)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lifelong.core import KroneckerPenalty, QuadraticPenalty, fisher_diagonal, kronecker_factors
-from lifelong.learning import ContinualLearner, Diagnose
-from lifelong.learning.diagnose import drift, protecting_bound
+from lifelong.learning import ContinualLearner
+from lifelong.learning.diagnose import Diagnose, drift, protecting_bound
+from lifelong.learning.progress import is_logging_step
+from lifelong.methods import EWC
 from lifelong.run.resume.journal import Journal
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -41,20 +43,21 @@ def learner(ewc_lambda: float, penalty: nn.Module | None = None, scale: float = 
         penalty.fold(dict(other.named_parameters()), fisher)
     step = "proximal" if ewc_lambda > 1e3 else "explicit"
     sgd = partial(torch.optim.SGD, lr=0.1)
-    words = {"ewc_lambda": ewc_lambda, "num_classes": 3, "step": step}
-    made = ContinualLearner(network(), sgd, penalty, ["a", "b"], **words)
+    method = EWC(ewc_lambda, step=step, consolidates=False)
+    method.penalty = penalty
+    made = ContinualLearner(network(), sgd, ["a", "b"], method=method)
     made.current_task = "b"
     return made
 
 
-def fit(module: ContinualLearner, diagnose: Diagnose | None) -> Journal:
+def fit(module: ContinualLearner) -> Journal:
     journal = Journal()
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=3,
         logger=[journal],
         log_every_n_steps=4,
-        callbacks=[diagnose] if diagnose else [],
+        callbacks=[module.method],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -78,17 +81,17 @@ def figures(journal: Journal, name: str) -> list[float]:
 def test_a_lambda_that_does_nothing_or_too_much_is_said(
     ewc_lambda: float, scale: float, said: str
 ) -> None:
-    diagnose = Diagnose()
-    fit(learner(ewc_lambda, scale=scale), diagnose)
-    (line,) = diagnose.warnings
+    module = learner(ewc_lambda, scale=scale)
+    fit(module)
+    (line,) = module.method.warnings
     assert line.startswith(said)
 
 
 @pytest.mark.parametrize("ewc_lambda", [0.0, 1.0])
 def test_a_lambda_that_works_and_no_lambda_are_not_spoken_of(ewc_lambda: float) -> None:
-    diagnose = Diagnose()
-    journal = fit(learner(ewc_lambda), diagnose)
-    assert diagnose.warnings == []
+    module = learner(ewc_lambda)
+    journal = fit(module)
+    assert module.method.warnings == []
     assert len(figures(journal, "diagnostics/gradient_ratio")) == (9 if ewc_lambda else 0)
 
 
@@ -102,8 +105,9 @@ def test_looking_changes_no_bit(kind: str) -> None:
         return learner(1.0, penalty)
 
     seen, unseen = made(), made()
-    journal = fit(seen, Diagnose())
-    fit(unseen, None)
+    unseen.method._diagnose = None
+    journal = fit(seen)
+    fit(unseen)
     for name, tensor in seen.state_dict().items():
         assert torch.equal(tensor, unseen.state_dict()[name]), name
     assert len(figures(journal, "diagnostics/drift_free")) == (3 if kind == "diagonal" else 0)
@@ -114,17 +118,18 @@ def test_the_ratio_is_that_of_the_two_gradients() -> None:
     expected: list[float] = []
 
     class Watch(Diagnose):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            if self._logs:
-                params = dict(pl_module.network.named_parameters())
-                omega = pl_module.ewc_lambda * pl_module.penalty(params)
+        def compare(self, trainer, module, params, optimizer):
+            if is_logging_step(trainer):
+                omega = module.method.ewc_lambda * module.method.penalty(params)
                 pulls = torch.autograd.grad(omega, list(params.values()))
-                pull = torch.cat([x.flatten() for x in pulls]).norm()
-                push = torch.cat([p.grad.flatten() for p in params.values()]).norm()
-                expected.append(float(pull / push))
-            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+                pull = torch.cat([x.flatten() for x in pulls])
+                whole = torch.cat([p.grad.flatten() for p in params.values()])
+                expected.append(float(pull.norm() / (whole - pull).norm()))
+            super().compare(trainer, module, params, optimizer)
 
-    found = figures(fit(learner(3.0), Watch()), "diagnostics/gradient_ratio")
+    module = learner(3.0)
+    module.method._diagnose = Watch(module.method)
+    found = figures(fit(module), "diagnostics/gradient_ratio")
     assert len(found) == 9
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     assert max(found) > 0.05
@@ -139,14 +144,15 @@ def test_drift_is_split_at_nine_tenths_of_the_trace() -> None:
     penalty = QuadraticPenalty()
     penalty.fold({"w": torch.zeros(4)}, {"w": torch.tensor([8.0, 1.5, 0.3, 0.2])})
     assert protecting_bound(penalty) == 1.5
-    protected, free = drift(penalty, Net(), 1.5)
+    protected, free = drift(penalty, dict(Net().named_parameters()), 1.5)
     assert protected == pytest.approx((25 / 2) ** 0.5, rel=1e-6)
     assert free == pytest.approx((5 / 2) ** 0.5, rel=1e-6)
 
 
 def test_its_state_survives_an_interruption() -> None:
-    diagnose, again = Diagnose(), Diagnose()
-    fit(learner(1.0), diagnose)
+    module = learner(1.0)
+    fit(module)
+    diagnose, again = module.method._diagnose, Diagnose(module.method)
     again.load_state_dict(json.loads(json.dumps(diagnose.state_dict())))
     assert again.state_dict() == diagnose.state_dict()
     assert again.state_dict()["looks"] == 9
@@ -170,8 +176,7 @@ def test_looking_takes_at_most_two_hundredths(
 
         return run
 
-    hooks = [name for name in vars(Diagnose) if name.startswith("on_")]
-    assert len(hooks) == 6
+    hooks = ["take", "compare", "begin_epoch", "end_epoch", "warnings_of"]
     for name in hooks:
         monkeypatch.setattr(Diagnose, name, timed(getattr(Diagnose, name)))
     words = ["max_epochs=3", "stages=off", "logger=none", f"output_dir={tmp_path}"]

@@ -1,7 +1,7 @@
 """The learner and the drop-in callback against the plain formula."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from lifelong import EWC
 from lifelong.core import QuadraticPenalty, fisher_diagonal
 from lifelong.errors import LifelongError
-from lifelong.learning import ContinualLearner, StopOnNonFiniteLoss
+from lifelong.learning import ContinualLearner
 
 Batches = list[tuple[Tensor, Tensor]]
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -40,10 +40,14 @@ def consolidated() -> QuadraticPenalty:
     return penalty
 
 
-def fit(module: LightningModule, data: Batches, **also: object) -> Trainer:
+def fit(
+    module: LightningModule, data: Batches, callbacks: Sequence[Callback] = (), **also: object
+) -> Trainer:
+    own = [module.method] if isinstance(module, ContinualLearner) else []
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=2,
+        callbacks=[*own, *callbacks],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -56,9 +60,9 @@ def fit(module: LightningModule, data: Batches, **also: object) -> Trainer:
 
 
 def learner(ewc_lambda: float, penalty: QuadraticPenalty | None = None) -> ContinualLearner:
-    return ContinualLearner(
-        network(), SGD, penalty or consolidated(), ["a", "b"], ewc_lambda=ewc_lambda, num_classes=3
-    )
+    method = EWC(ewc_lambda, consolidates=False)
+    method.penalty = penalty or consolidated()
+    return ContinualLearner(network(), SGD, ["a", "b"], method=method)
 
 
 def plain_formula(
@@ -106,9 +110,8 @@ def test_the_closed_form_trains_as_the_plain_formula(
 def test_a_compiled_network_trains_as_the_plain_one() -> None:
     plain = learner(10.0)
     made = ContinualLearner(
-        network(), SGD, consolidated(), ["a", "b"], ewc_lambda=10.0, num_classes=3,
-        compile_network=True,
-    )  # fmt: skip
+        network(), SGD, ["a", "b"], method=learner(10.0).method, compile_network=True
+    )
     assert list(made.state_dict()) == list(plain.state_dict())
     for one in (plain, made):
         fit(one, batches(1))
@@ -121,8 +124,8 @@ def test_a_compiled_network_trains_as_the_plain_one() -> None:
 
 def test_lambda_zero_is_fine_tuning_bit_for_bit() -> None:
     held, free = learner(0.0), learner(0.0, QuadraticPenalty())
-    assert not held.penalty.is_empty
-    assert free.penalty.is_empty
+    assert not held.method.penalty.is_empty
+    assert free.method.penalty.is_empty
     for module in (held, free):
         fit(module, batches(1))
     for one, other in zip(held.network.parameters(), free.network.parameters(), strict=True):
@@ -130,11 +133,11 @@ def test_lambda_zero_is_fine_tuning_bit_for_bit() -> None:
 
 
 def test_a_very_large_lambda_with_the_proximal_step_stays_at_the_anchor() -> None:
-    module = ContinualLearner(
-        network(), SGD, consolidated(), ["a"], ewc_lambda=1e12, step="proximal", num_classes=3
-    )
+    module = learner(1e12)
+    module.method.step = "proximal"
     fit(module, batches(1))
-    anchors, importances = module.penalty.anchors(), module.penalty.importances()
+    penalty = module.method.penalty
+    anchors, importances = penalty.anchors(), penalty.importances()
     for name, theta in module.network.named_parameters():
         moved = (theta - anchors[name]).abs()[importances[name] > 1e-6]
         assert moved.max() < 1e-5, name
@@ -160,7 +163,7 @@ class OwnModule(LightningModule):
 
 
 def test_the_drop_in_callback_does_what_the_formula_says_for_a_module_of_ones_own() -> None:
-    ewc = EWC(ewc_lambda=20.0)
+    ewc = EWC(ewc_lambda=20.0, damping=0.0)
     module = OwnModule()
     fit(module, batches(0), callbacks=[ewc])
     first = {name: theta.detach().clone() for name, theta in module.named_parameters()}
@@ -202,8 +205,6 @@ def test_the_penalty_of_the_drop_in_callback_is_in_the_checkpoint(tmp_path: Path
 def test_a_lambda_out_of_range_is_refused(wrong: float) -> None:
     with pytest.raises(ValueError, match="ewc_lambda is"):
         EWC(ewc_lambda=wrong)
-    with pytest.raises(ValueError, match="ewc_lambda is"):
-        learner(wrong)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,6 @@ def test_a_loss_that_is_no_number_stops_the_stage_and_names_it(
     module = learner(ewc_lambda)
     rate = 1e38 if ewc_lambda == 0 else 0.1
     module.make_optimizer = partial(torch.optim.SGD, lr=rate)
-    guard: list[Callback] = [StopOnNonFiniteLoss("usps", ewc_lambda)]
+    module.current_task = "usps"
     with pytest.raises(LifelongError, match=f"(?s)while learning usps, at step.*{cause}"):
-        fit(module, batches(1), callbacks=guard)
+        fit(module, batches(1))

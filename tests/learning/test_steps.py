@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from lifelong import EWC
 from lifelong.core import KroneckerPenalty, QuadraticPenalty, fisher_diagonal, kronecker_factors
 from lifelong.learning import ContinualLearner
-from lifelong.methods import Consolidate
+from lifelong.methods import EWC, KroneckerEWC, penalty_method
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 LAMBDA = 20.0
@@ -98,33 +97,28 @@ def held(
     callbacks: tuple[Callback, ...] = (),
     scheduler: Any = None,
     penalty: Any = None,
+    method: Any = None,
     **also: Any,
 ) -> nn.Module:
     """Train two epochs, held by the learner (explicit or proximal) or by the drop-in callback."""
     penalty = penalty or consolidated(dtype)
     module: LightningModule
     if kind == "drop-in":
-        ewc = EWC(ewc_lambda=ewc_lambda)
+        ewc = EWC(ewc_lambda=ewc_lambda, damping=0.0, consolidates=False)
         anchors, importances = penalty.anchors(), penalty.importances()
         ewc.penalty.fold(
             {f"network.{name}": theta for name, theta in anchors.items()},
             {f"network.{name}": f for name, f in importances.items()},
         )
         module = OwnModule(optimizer, dtype)
-        # its own consolidation is not looked at here
-        ewc.batches = [data.dataset.tensors]
         callbacks = (*callbacks, ewc)
     else:
+        method = method or EWC(ewc_lambda, step=kind, consolidates=False)  # type: ignore[arg-type]
+        method.penalty = penalty
         module = ContinualLearner(
-            network(dtype),
-            optimizer,
-            penalty,
-            ["a", "b"],
-            ewc_lambda=ewc_lambda,
-            step=kind,  # type: ignore[arg-type]
-            scheduler=scheduler,
-            num_classes=3,
+            network(dtype), optimizer, ["a", "b"], method=method, scheduler=scheduler
         )
+        callbacks = (*callbacks, method)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=also.pop("max_epochs", 2),
@@ -158,7 +152,7 @@ def test_two_accumulated_batches_are_one_of_twice_the_size(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["explicit", "drop-in"])
-def test_the_penalty_counts_once_in_a_step_that_lacks_batches(kind: str) -> None:
+def test_a_step_that_lacks_batches_weighs_loss_and_penalty_alike(kind: str) -> None:
     # 5 batches make steps of 2, 2 and 1; Lightning halves the loss of the last all the same
     trained = held(kind, Data(40, 8), accumulate_grad_batches=2, max_epochs=1)
     model, penalty = network(), consolidated()
@@ -166,8 +160,8 @@ def test_the_penalty_counts_once_in_a_step_that_lacks_batches(kind: str) -> None
     optimizer = SGD(model.parameters())
     for start, stop, share in ((0, 16, 1.0), (16, 32, 1.0), (32, 40, 0.5)):
         optimizer.zero_grad()
-        loss = share * cross_entropy(model(x[start:stop]), y[start:stop])
-        (loss + LAMBDA * penalty(dict(model.named_parameters()))).backward()
+        loss = cross_entropy(model(x[start:stop]), y[start:stop])
+        (share * (loss + LAMBDA * penalty(dict(model.named_parameters())))).backward()
         optimizer.step()
     same(trained, model, rtol=1e-12, atol=1e-14)
 
@@ -245,11 +239,13 @@ def test_in_bfloat16_the_gradient_of_the_penalty_stays_in_float32(kind: str) -> 
         torch.testing.assert_close(added, pull, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("estimator", [fisher_diagonal, kronecker_factors])
-def test_in_bfloat16_importances_are_those_of_float32(estimator: Any) -> None:
+@pytest.mark.parametrize(
+    ("estimator", "kind"), [(fisher_diagonal, EWC), (kronecker_factors, KroneckerEWC)]
+)
+def test_in_bfloat16_importances_are_those_of_float32(estimator: Any, kind: Any) -> None:
     data = Data(64, 16, torch.float32)
     penalty = QuadraticPenalty() if estimator is fisher_diagonal else KroneckerPenalty()
-    trained = held("explicit", data, penalty=penalty, callbacks=(Consolidate(estimator),), **BF16)
+    trained = held("explicit", data, penalty=penalty, method=kind(LAMBDA), **BF16)
     fresh = type(penalty)()
     expected = estimator(trained, [data.dataset.tensors])
     fresh.fold(dict(trained.named_parameters()), expected)
@@ -268,11 +264,11 @@ def test_in_bfloat16_the_logged_penalty_is_that_of_float32(monkeypatch: pytest.M
     penalty.fold(dict(other.named_parameters()), kronecker_factors(other, [data.dataset.tensors]))
     logged: list[float] = []
 
-    def keep(self: ContinualLearner, task_loss: Tensor, omega: Tensor) -> None:
-        logged.append(float(omega))
+    def keep(module: Any, task_loss: Tensor, omega: float, ewc_lambda: float) -> None:
+        logged.append(omega)
 
-    monkeypatch.setattr(ContinualLearner, "_log_objective", keep)
-    monkeypatch.setattr(ContinualLearner, "_logs_this_step", lambda *_: True)
+    monkeypatch.setattr(penalty_method, "log_objective", keep)
+    monkeypatch.setattr(penalty_method, "begins_logging_step", lambda *_: True)
     held("explicit", data, penalty=penalty, max_epochs=1, **BF16)
     exact = penalty.value(dict(network(torch.float32).named_parameters()))
     assert exact > 1e-4

@@ -22,7 +22,6 @@ from lifelong.core import KroneckerFactors, QuadraticPenalty, fisher_diagonal, k
 from lifelong.data.batches import TensorBatches
 from lifelong.learning import ContinualLearner
 from lifelong.learning.distributed import estimate_over_processes
-from lifelong.methods import Consolidate
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 EXAMPLES = 9
@@ -148,20 +147,19 @@ class Probe(Callback):
 def sequence(*, batch_norm: bool) -> dict[str, Any]:
     """Two stages of the learner with λ, consolidated after each."""
     probe = Probe()
+    ewc = EWC(ewc_lambda=30.0, threshold=0.0, damping=0.01)
     learner = ContinualLearner(
         network(batch_norm=batch_norm),
         partial(torch.optim.SGD, lr=0.05, momentum=0.9),
-        QuadraticPenalty(damping=0.01),
         ["a", "b"],
-        ewc_lambda=30.0,
+        method=ewc,
         scheduler=partial(torch.optim.lr_scheduler.PolynomialLR, power=1.0),
-        num_classes=3,
     )
     found: dict[str, Any] = {}
     for index, task in enumerate(learner.tasks):
         learner.current_task = task
         data = Stage(index, (101, 33)[: index + 1])
-        one = trainer(Consolidate(partial(fisher_diagonal, threshold=0.0)), probe)
+        one = trainer(ewc, probe)
         one.fit(learner, datamodule=data)
         found[f"{index} last rate"] = one.optimizers[0].param_groups[0]["lr"]
         found |= {f"{index} {name}": float(f) for name, f in one.callback_metrics.items()}
@@ -169,7 +167,7 @@ def sequence(*, batch_norm: bool) -> dict[str, Any]:
         found |= {f"{index} {name}": float(f) for name, f in one.callback_metrics.items()}
     return {
         "network": dict(learner.network.state_dict()),
-        "penalty": dict(learner.penalty.state_dict()),
+        "penalty": dict(ewc.penalty.state_dict()),
         "metrics": found,
         "estimates": probe.found,
     }
@@ -177,8 +175,7 @@ def sequence(*, batch_norm: bool) -> dict[str, Any]:
 
 def drop_in() -> dict[str, Any]:
     """The callback, with 13 examples that the sampler pads to 14, then 16 that need no padding."""
-    ewc, module = EWC(ewc_lambda=30.0), OwnModule()
-    ewc.penalty.damping = 0.0
+    ewc, module = EWC(ewc_lambda=30.0, damping=0.0), OwnModule()
 
     def loader(seed: int, count: int, **also: Any) -> DataLoader[Any]:
         images, y = examples(seed, count)

@@ -65,7 +65,7 @@ def test_the_choice_is_that_of_whole_runs_by_the_rule(
 def test_the_run_ends_with_the_bits_of_one_with_that_lambda(
     command: Command, tmp_path: Path
 ) -> None:
-    sampled = "method.consolidation.estimator.labels=sampled"
+    sampled = "method.labels=sampled"
     done = command("train", *AUTO, sampled, "stages=off", "hydra.run.dir=auto")
     assert done.code == 0, done.err
     chosen = summary(tmp_path / "auto")["ewc_lambda"]

@@ -39,7 +39,7 @@ def test_two_processes_learn_what_one_learns(command: Command, tmp_path: Path) -
     curves = [{name: len(c) for name, c in s["curves"][1].items()} for s in summaries]
     assert curves[0] == curves[1]
     states = [
-        torch.load(tmp_path / run / "checkpoints/stage-1-digits_as_usps.ckpt")["state_dict"]
+        torch.load(tmp_path / run / "checkpoints/stage-1-digits_as_usps.ckpt")["network"]
         for run in ("one", "two")
     ]
     assert states[0].keys() == states[1].keys()

@@ -74,13 +74,13 @@ def results(directory: Path) -> dict[str, Any]:
         tag: sorted((event.step, event.value) for event in events.Scalars(tag))
         for tag in sorted(events.Tags()["scalars"])
     }
-    return {"state": kept["state_dict"], "stages": stages, "curves": curves}
+    return {"state": [kept["network"], kept["method"]], "stages": stages, "curves": curves}
 
 
 @pytest.mark.parametrize(
     "method",
     [
-        ["method=ewc", "method.consolidation.estimator.labels=sampled"],
+        ["method=ewc", "method.labels=sampled"],
         ["method=kronecker_ewc"],
     ],
     ids=["sampled", "kronecker"],

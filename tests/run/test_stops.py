@@ -29,8 +29,8 @@ def test_early_stopping_begins_afresh_with_each_task(command: Command, tmp_path:
     found = summary(command, *words, "callbacks.early_stopping.patience=2")
     assert epochs(found) == [3, 3]
     assert len(found["curves"][1][f"retained/{TASKS[0]}"]) == 3
-    state = torch.load("run/checkpoints/stage-1-digits_as_usps.ckpt")["state_dict"]
-    assert state["penalty.importance.layers.0.weight"].sum() > 0
+    state = torch.load("run/checkpoints/stage-1-digits_as_usps.ckpt")["method"]["penalty"]
+    assert state["importance.layers.0.weight"].sum() > 0
 
 
 def test_early_stopping_watches_the_task_that_is_learnt(command: Command, tmp_path: Path) -> None:
@@ -51,8 +51,8 @@ def test_a_task_ends_when_its_time_is_over(command: Command, tmp_path: Path) -> 
         assert 1.0 <= found["seconds"][task]["fit"] < 10.0
         assert found["seconds"][task]["consolidate"] > 0
     assert all(count > 1 for count in epochs(found))
-    state = torch.load("run/checkpoints/stage-1-digits_as_usps.ckpt")["state_dict"]
-    assert state["penalty.importance.layers.0.weight"].sum() > 0
+    state = torch.load("run/checkpoints/stage-1-digits_as_usps.ckpt")["method"]["penalty"]
+    assert state["importance.layers.0.weight"].sum() > 0
 
 
 def test_accumulated_halves_learn_what_whole_batches_learn(

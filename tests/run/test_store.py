@@ -31,7 +31,7 @@ def summary(directory: Path) -> dict[str, Any]:
         ["method=finetune"],
         ["method.ewc_lambda=0"],
         ["method=kronecker_ewc"],
-        ["method.consolidation.estimator.labels=sampled"],
+        ["method.labels=sampled"],
         ["method=online_ewc", "method.step=proximal"],
     ],
     ids=lambda words: words[0],
@@ -168,7 +168,7 @@ def test_of_two_runs_at_once_one_learns_and_the_other_waits(tmp_path: Path) -> N
     assert [run.returncode for run in both] == [0, 0], said
     assert sum(f"{FIRST}: taken from the stage store" in words for words in said) == 1
     one, other = (
-        torch.load(tmp_path / f"{x}/checkpoints/stage-0-{FIRST}.ckpt")["state_dict"] for x in (1, 2)
+        torch.load(tmp_path / f"{x}/checkpoints/stage-0-{FIRST}.ckpt")["network"] for x in (1, 2)
     )
     assert difference(one, other) is None
     assert len(list((tmp_path / "st").glob("*.fit"))) == 3

@@ -55,7 +55,7 @@ def test_looking_at_the_end_changes_no_bit(
     monkeypatch.setattr(jobs, "observe_run", lambda *_: None)
     assert command("train", *words, "hydra.run.dir=unseen").code == 0
     states = [
-        torch.load(tmp_path / f"{name}/checkpoints/stage-1-{NEW}.ckpt")["state_dict"]
+        torch.load(tmp_path / f"{name}/checkpoints/stage-1-{NEW}.ckpt")["network"]
         for name in ("seen", "unseen")
     ]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -5,11 +5,12 @@ import logging
 import os
 import warnings
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,6 +21,7 @@ from lifelong.config.processes import is_one_of_several, starts_processes
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
 from lifelong.learning.progress import shows_progress
+from lifelong.methods import Method
 from lifelong.report.forgotten import observe_run
 from lifelong.run import Job, NoStore, StageStore
 from lifelong.run.store import GIGABYTE
@@ -55,16 +57,13 @@ def build_job(config: DictConfig) -> Job:
     for task in benchmark.tasks:
         task.setup("fit")
 
-    def make_learner() -> ContinualLearner:
+    def make_learner(method: Method) -> ContinualLearner:
         return ContinualLearner(
             instantiate(config.model),
             instantiate(config.optimizer),
-            instantiate(config.method.penalty),
             benchmark.task_names,
-            ewc_lambda=float(config.method.ewc_lambda),
-            step=config.method.step,
+            method=method,
             scheduler=instantiate(config.scheduler),
-            num_classes=config.model.num_classes,
             compile_network=bool(config.compile),
         )
 
@@ -72,27 +71,33 @@ def build_job(config: DictConfig) -> Job:
     assert isinstance(flat, dict)
     return Job(
         benchmark=benchmark,
+        make_method=partial(_make_method, config),
         make_learner=make_learner,
         make_trainer=partial(_make_trainer, config, directory),
         method=config.method.name,
-        ewc_lambda=float(config.method.ewc_lambda),
         seed=config.seed,
         max_epochs=config.max_epochs,
         directory=directory,
-        consolidation=instantiate(config.method.consolidation),
         config={str(key): value for key, value in flat.items()},
         make_loggers=lambda: [instantiate(one) for one in (config.logger or {}).values()],
         hyperparameters={key: flat[key] for key in ("seed", "max_epochs", "batch_size")}
-        | {"ewc_lambda": float(config.method.ewc_lambda), "method": config.method.name}
+        | {"ewc_lambda": float(config.method.get("ewc_lambda", 0.0)), "method": config.method.name}
         | {"benchmark": benchmark.name, "lr": float(config.optimizer.lr)},
-        joint=bool(config.method.joint),
         store=_stage_store(config),
         resume=config.resume,
         checkpoint_every=float(config.checkpoint_every),
         tell=rank_zero_only(say),
-        diagnostics=bool(config.diagnostics),
         observe=observe_run,
     )
+
+
+def _make_method(config: DictConfig) -> Method:
+    settings = {name: value for name, value in config.method.items() if name != "name"}
+    if "diagnostics" in signature(get_class(settings["_target_"])).parameters:
+        settings.setdefault("diagnostics", bool(config.diagnostics))
+    method: Method = instantiate(settings)
+    method.speaks = "keys"
+    return method
 
 
 def _check_loggers(config: DictConfig) -> None:

@@ -42,9 +42,9 @@ def check(config: DictConfig) -> None:
     Raises:
         LifelongError: for a value out of range; one line that names the key and what it takes.
     """  # noqa: DOC502
-    if config.method.ewc_lambda == AUTO:
+    if config.method.get("ewc_lambda") == AUTO:
         _auto(config)
-    else:
+    elif "ewc_lambda" in config.method:
         _number(config, "method.ewc_lambda", "a finite number of at least 0", lambda x: x >= 0)
     _number(config, "optimizer.lr", "a finite number above 0", lambda x: x > 0)
     _number(config, "val_fraction", "a number between 0 and 1", lambda x: 0 < x < 1)
@@ -214,9 +214,7 @@ def _number(config: DictConfig, key: str, want: str, fits: Callable[[float], boo
 
 def _auto(config: DictConfig) -> None:
     wrong = None
-    if config.method.consolidation is None:
-        wrong = f"method={config.method.name}, which has no penalty; type method=ewc"
-    elif config.trainer.max_time is not None:
+    if config.trainer.max_time is not None:
         wrong = "trainer.max_time: a clock makes no two runs comparable; leave one of them out"
     elif config.trainer.devices != 1 or is_one_of_several():
         wrong = "several processes; choose λ in one (trainer=cpu), then type that λ"

@@ -19,8 +19,8 @@ def learnt_stage(config: DictConfig, index: int) -> ContinualLearner:
         index: the stage's place; −1 is the last.
 
     Returns:
-        The learner in eval mode, on the CPU. Its ``network`` maps images to logits; its ``penalty``
-        is Ω with the tasks up to that stage.
+        The learner in eval mode, on the CPU. Its ``network`` maps images to logits; its ``method``
+        holds what it kept of the tasks up to that stage.
 
     Raises:
         LifelongError: when the run kept no checkpoint of that stage, or a damaged one.
@@ -31,6 +31,9 @@ def learnt_stage(config: DictConfig, index: int) -> ContinualLearner:
     path = stage_checkpoint(Path(config.output_dir), index, tasks[index])
     if not path.is_file():
         raise LifelongError(f"{path} is not there; finish that run first")
-    learner = job.make_learner()
-    learner.load_state_dict(load_checkpoint(path, "stage")["state_dict"])
+    method = job.make_method()
+    learner = job.make_learner(method)
+    content = load_checkpoint(path, "stage")
+    learner.network.load_state_dict(content["network"])
+    method.load_state_dict(content["method"])
     return learner.eval()

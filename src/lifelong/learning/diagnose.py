@@ -1,29 +1,49 @@
-"""The callback that watches whether λ does what it is for."""
+"""Watching whether λ does what it is for."""
 
-from typing import Any, TypeGuard
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lifelong.core import QuadraticPenalty
-from lifelong.learning.learner import ContinualLearner
+from lifelong.core.protocols import Penalty
+from lifelong.learning.objective import step_of, write_figures
 from lifelong.learning.progress import is_logging_step
-from lifelong.learning.scaling import gradient_scale
 
 INERT = 0.01  # of the loss's gradient: below it the penalty changes no step that one could see
+PULLING = 0.5  # of the loss's gradient: below it another cause keeps the loss where it is
 FROZEN = 0.9  # of the first loss: a task whose loss stays above it was not learnt
 PROTECTED = 0.9  # of the trace of F: the parameters that hold it are the protected ones
 SAMPLE = 100_000  # parameters among which the bound between protected and free is looked for
 
 
-class Diagnose(Callback):
+class Held(Protocol):
+    """What is watched: a penalty with its strength."""
+
+    penalty: Penalty
+    ewc_lambda: float
+    step: Any
+
+    def called(self, name: str) -> str:
+        """What a setting is called where it is typed.
+
+        Args:
+            name: of the argument.
+
+        Returns:
+            In the words of whoever reads it.
+        """
+        ...
+
+
+class Diagnose:
     r"""Measures the penalty beside the loss, and warns of a λ that does nothing or too much.
 
     On the steps that log: ``diagnostics/gradient_ratio`` = ‖λ ∂Ω/∂θ‖ / ‖∂L/∂θ‖, L the task's loss.
-    At the end of each epoch, for the diagonal penalty: ``diagnostics/drift_protected`` and
-    ``diagnostics/drift_free``, the root mean square of θ − θ̄ over the parameters that hold 90 % of
-    the trace of F, and over the others.
+    At the end of each epoch, for penalties with an importance of each parameter:
+    ``diagnostics/drift_protected`` and ``diagnostics/drift_free``, the root mean square of θ − θ̄
+    over the parameters that hold 90 % of the trace of F, and over the others.
 
     Warnings, as training ends:
 
@@ -34,16 +54,22 @@ class Diagnose(Callback):
 
     It looks at copies: no bit of the training changes. For Kronecker factors there is no protected
     set of single parameters, and so no drift. It keeps its state over an interruption.
+
+    Args:
+        method: what is watched.
     """
 
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
+    def __init__(self, method: Held) -> None:
+        self._method = method
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to watch a fit."""
         self._largest = 0.0  # ratio
         self._looks = 0
         self._first: float | None = None
         self._total: Tensor | None = None
         self._count = 0
-        self._logs = False
         self._bound: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -54,121 +80,124 @@ class Diagnose(Callback):
         """
         return {"largest": self._largest, "looks": self._looks, "first": self._first}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave.
 
         Args:
             state_dict: plain numbers.
         """
+        self.begin()
         self._largest = float(state_dict["largest"])
         self._looks = int(state_dict["looks"])
         first = state_dict["first"]
         self._first = None if first is None else float(first)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the mean loss of an epoch.
-
-        Args:
-            trainer: unused.
-            pl_module: unused.
-        """
+    def begin_epoch(self) -> None:
+        """Begin the mean loss of an epoch."""
         self._total, self._count = None, 0
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Note whether this step logs; afterwards the step's number is another.
+    def take(self, loss: Tensor) -> None:
+        """Take a step's loss into the mean of the epoch.
 
         Args:
-            trainer: knows the step.
-            *_: unused.
+            loss: the task's own, λΩ left out.
         """
-        self._logs = is_logging_step(trainer)
+        if self._first is None:
+            self._first = float(loss.detach())
+            return
+        kept = loss.detach()
+        self._total = kept if self._total is None else self._total + kept
+        self._count += 1
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    def compare(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        params: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Compare the two gradients; that of the penalty is not added yet.
+        """Compare the two gradients, on the steps that log.
 
         Args:
             trainer: knows the step.
-            pl_module: the learner.
+            module: the one that learns.
+            params: θ by name, their gradients complete.
             optimizer: about to step.
         """
-        if not self._logs or not _is_held(pl_module):
+        if not is_logging_step(trainer):
             return
-        grads = [p.grad for p in pl_module.network.parameters() if p.grad is not None]
-        pull = _pull(pl_module)
-        push = float(nn.utils.get_total_norm(grads)) / gradient_scale(trainer, optimizer)
+        pulls = self._pulls(params)
+        pull = float(nn.utils.get_total_norm(list(pulls.values())))
+        scale = _gradient_scale(trainer, optimizer)
+        # An explicit penalty is part of the gradient already.
+        part = 1.0 if self._method.step == "explicit" else 0.0
+        rest = [
+            p.grad / scale - part * pulls[name] if name in pulls else p.grad / scale
+            for name, p in params.items()
+            if p.grad is not None
+        ]
+        push = float(nn.utils.get_total_norm(rest))
         ratio = pull / push if push > 0 else 0.0
         self._looks += 1
         self._largest = max(self._largest, ratio)
-        _log(trainer, pl_module, {"diagnostics/gradient_ratio": ratio})
+        _log(trainer, module, {"diagnostics/gradient_ratio": ratio})
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
-    ) -> None:
-        """Take the step's loss into the mean of the epoch.
-
-        Args:
-            trainer: unused.
-            pl_module: the learner.
-            outputs: holds the loss; on steps that log it has λΩ, which is left out.
-            *_: unused.
-        """
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if loss is None or not _is_held(pl_module):
-            return
-        if self._first is None:
-            self._first = float(loss)  # Ω is still zero
-        elif not self._logs:
-            kept = loss.detach()
-            self._total = kept if self._total is None else self._total + kept
-            self._count += 1
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def end_epoch(self, module: LightningModule, params: Mapping[str, nn.Parameter]) -> None:
         """Log how far protected and free parameters have moved.
 
         Args:
-            trainer: has the loggers.
-            pl_module: the learner.
+            module: the one that learns.
+            params: θ by name.
         """
-        if not _is_held(pl_module) or not isinstance(pl_module.penalty, QuadraticPenalty):
+        trainer, penalty = module.trainer, self._method.penalty
+        if not penalty.importances():
             return
         if self._bound is None:
-            self._bound = protecting_bound(pl_module.penalty)
-        protected, free = drift(pl_module.penalty, pl_module.network, self._bound)
+            self._bound = protecting_bound(penalty)
+        protected, free = drift(penalty, params, self._bound)
         figures = {"diagnostics/drift_protected": protected, "diagnostics/drift_free": free}
-        _log(trainer, pl_module, figures)
+        _log(trainer, module, figures)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn of a λ that does nothing, or too much.
+    def warnings_of(self, module: LightningModule) -> list[str]:
+        """What is odd about λ, as a fit ends.
 
         Args:
-            trainer: unused.
-            pl_module: the learner.
+            module: the one that learnt.
+
+        Returns:
+            A line each.
         """
-        if not _is_held(pl_module):
-            return
-        task = pl_module.current_task
+        task = getattr(module, "current_task", "the new task")
+        name = self._method.called("ewc_lambda")
+        found = []
         # At the first look the parameters have not moved yet.
-        if self._looks > 1 and self._largest == 0.0 and pl_module.sequence_step:
-            self.warnings.append(
+        if self._looks > 1 and self._largest == 0.0:
+            found.append(
                 f"the penalty is exactly zero while {task} is learnt, although something was "
                 "consolidated; look at its importances (fisher/share in the log)"
             )
         elif self._looks > 1 and self._largest < INERT:
-            self.warnings.append(
+            found.append(
                 f"λ is inert while {task} is learnt: the penalty's gradient reached "
-                f"{100 * self._largest:.2g} % of the loss's; a larger method.ewc_lambda keeps more"
+                f"{100 * self._largest:.2g} % of the loss's; a larger {name} keeps more"
             )
         last = float(self._total) / self._count if self._total is not None else None
-        if self._first is not None and last is not None and last > FROZEN * self._first:
-            self.warnings.append(
+        held = self._largest > PULLING and last is not None
+        if held and self._first is not None and last > FROZEN * self._first:
+            found.append(
                 f"λ freezes the network: the loss on {task} went from {self._first:.3g} to "
-                f"{last:.3g} nats; a smaller method.ewc_lambda lets it learn"
+                f"{last:.3g} nats; a smaller {name} lets it learn"
             )
+        return found
+
+    def _pulls(self, params: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        # Copies in name alone: they share the memory, and have a gradient of their own.
+        ghosts = {name: nn.Parameter(p.detach(), p.requires_grad) for name, p in params.items()}
+        self._method.penalty.add_gradient_(ghosts, self._method.ewc_lambda)
+        return {name: ghost.grad for name, ghost in ghosts.items() if ghost.grad is not None}
 
 
-def protecting_bound(penalty: QuadraticPenalty) -> float:
+def protecting_bound(penalty: Penalty) -> float:
     """The importance above which parameters are protected: they hold 90 % of the trace of F.
 
     Args:
@@ -192,18 +221,18 @@ def protecting_bound(penalty: QuadraticPenalty) -> float:
 
 
 @torch.no_grad()
-def drift(penalty: QuadraticPenalty, network: nn.Module, bound: float) -> tuple[float, float]:
+def drift(penalty: Penalty, params: Mapping[str, Tensor], bound: float) -> tuple[float, float]:
     """The root mean square of θ − θ̄ over the protected parameters, and over the others.
 
     Args:
         penalty: has F and θ̄.
-        network: has θ.
+        params: θ by name.
         bound: the smallest importance among the protected.
 
     Returns:
         Both, in the parameters' own unit; 0 for a set that is empty.
     """
-    params, anchors = dict(network.named_parameters()), penalty.anchors()
+    anchors = penalty.anchors()
     sums, counts = [0.0, 0.0], [0, 0]
     for name, f in penalty.importances().items():
         gap = (params[name] - anchors[name]).square_()
@@ -219,23 +248,14 @@ def drift(penalty: QuadraticPenalty, network: nn.Module, bound: float) -> tuple[
     return protected, free
 
 
-def _is_held(module: LightningModule) -> TypeGuard[ContinualLearner]:
-    return (
-        isinstance(module, ContinualLearner)
-        and module.ewc_lambda > 0
-        and not module.penalty.is_empty
-    )
+def _gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float:
+    # In 16-mixed a fused optimizer unscales in its own step, after gradients are looked at.
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return 1.0
+    return float(scaler.get_scale())
 
 
-def _pull(learner: ContinualLearner) -> float:
-    # Copies in name alone: they share the memory, and have a gradient of their own.
-    named = learner.network.named_parameters()
-    ghosts = {name: nn.Parameter(p.detach(), p.requires_grad) for name, p in named}
-    learner.penalty.add_gradient_(ghosts, learner.ewc_lambda)
-    return float(nn.utils.get_total_norm([g.grad for g in ghosts.values() if g.grad is not None]))
-
-
-def _log(trainer: Trainer, learner: ContinualLearner, figures: dict[str, float]) -> None:
+def _log(trainer: Trainer, module: LightningModule, figures: dict[str, float]) -> None:
     if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=learner.sequence_step)
+        write_figures(trainer.loggers, figures, step_of(module))

@@ -1,29 +1,27 @@
-"""The drop-in callback: Elastic Weight Consolidation for any LightningModule."""
+"""Elastic Weight Consolidation (Kirkpatrick et al. 2017)."""
 
 from collections.abc import Iterable
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-import torch
-from lightning import Callback, LightningModule, Trainer
+from torch import nn
 
-from lifelong.core import KroneckerFactors, QuadraticPenalty, fisher_diagonal
-from lifelong.learning.distributed import estimate_over_processes
-from lifelong.learning.progress import is_logging_step, pass_progress
-from lifelong.learning.scaling import gradient_scale
-from lifelong.learning.shards import share_of_loader
-from lifelong.methods.consolidate import Labels
+from lifelong.core import QuadraticPenalty, fisher_diagonal
+from lifelong.core.protocols import Importance
+from lifelong.learning.progress import Progress
+from lifelong.methods.penalty_method import PenaltyMethod, Step, given
+
+Labels = Literal["exact", "sampled", "empirical"]
 
 
-class EWC(Callback):
+class EWC(PenaltyMethod):
     r"""Holds any LightningModule to what it learnt in the fits before: L(θ) + λ Ω(θ).
 
     Give the same callback to the Trainer of every task. As each fit ends the Fisher information of
-    its training data is folded into Ω(θ) = ½ Σ F̄ (θ − θ̄)²; during the next fits λF̄ ⊙ (θ − θ̄)
-    is added to the gradients just before each optimizer step (once per step whatever the
-    accumulation, on the gradients' own scale, before clipping). Nothing of the module is changed:
-    its ``training_step``, its loss and its data stay its own. F is a mean over examples, so λ does
-    not depend on the batch size or on how many examples there are.
+    its training data is folded into Ω(θ) = ½ Σ F̄ (θ − θ̄)²; during the next fits the module's
+    ``training_step`` returns L + λΩ, in value and in gradient, so that accumulation, clipping,
+    mixed precision and several processes follow from autograd. Nothing else of the module is
+    changed: its data and its optimizers stay its own. F is a mean over examples, so λ does not
+    depend on the batch size or on how many examples there are.
 
     The penalty is part of the Trainer's checkpoints. Without the old data, consolidate once where
     it still is, keep ``state_dict()`` or the checkpoint, and load it where the new data are.
@@ -36,13 +34,19 @@ class EWC(Callback):
 
     Args:
         ewc_lambda: λ ≥ 0; 0 is fine-tuning, bit for bit.
+        step: ``explicit``: λΩ is in the loss; ``proximal``: it acts after the optimizer's step
+            (SGD, Adam, AdamW), stable for every λ.
         labels: ``exact`` (expectation over the module's own class probabilities), ``sampled`` or
             ``empirical``.
-        damping: d in F + d · mean(F).
+        samples: the number of examples that F is the mean over, the first ones; by default all.
+        threshold: the share of the trace that exact labels may leave out; the estimator's default.
+        damping: d in F + d · mean(F): a price for the directions that F leaves free.
         decay: γ in [0, 1], what earlier tasks keep of their weight at each consolidation.
         batches: (x, y) pairs to estimate the Fisher information on; by default the training
             loader of the fit that ends, as it is: give unshuffled, unaugmented ones if yours
             augments. ``module(x)`` must return logits over the last dimension.
+        consolidates: whether a task is consolidated as its fit ends.
+        diagnostics: whether λ is watched: figures in the log, warnings at the end of a fit.
 
     Raises:
         ValueError: when λ is negative or not finite, or another argument does not fit.
@@ -55,84 +59,47 @@ class EWC(Callback):
         True
     """
 
+    title: ClassVar[str] = "EWC"
+
     def __init__(
         self,
         ewc_lambda: float,
         *,
+        step: Step = "explicit",
         labels: Labels = "exact",
-        damping: float = 0.0,
+        samples: int | None = None,
+        threshold: float | None = None,
+        damping: float = 0.01,
         decay: float = 1.0,
         batches: Iterable[Any] | None = None,
+        consolidates: bool = True,
+        diagnostics: bool = True,
     ) -> None:
-        if not 0.0 <= ewc_lambda < float("inf"):
-            raise ValueError(
-                f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0"
-            )
-        self.ewc_lambda = ewc_lambda
+        super().__init__(
+            QuadraticPenalty(damping),
+            ewc_lambda,
+            step=step,
+            decay=decay,
+            batches=batches,
+            consolidates=consolidates,
+            diagnostics=diagnostics,
+        )
         self.labels: Labels = labels
-        self.decay = decay
-        self.batches = batches
-        self.penalty = QuadraticPenalty(damping)
+        self.samples = samples
+        self.threshold = threshold
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the penalty to the module's device.
-
-        Args:
-            trainer: unused.
-            pl_module: the module that begins to learn.
-        """
-        self.penalty.to(pl_module.device)
-
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Add the gradient of λΩ, and log Ω on the steps that log.
+    def estimate(
+        self, network: nn.Module, batches: Iterable[Any], *, progress: Progress | None = None
+    ) -> Importance:
+        """The diagonal of the Fisher information.
 
         Args:
-            trainer: says which step this is.
-            pl_module: the module whose gradients are complete.
-            optimizer: the one that is about to step.
-        """
-        if self.penalty.is_empty:
-            return
-        params = dict(pl_module.named_parameters())
-        if self.ewc_lambda > 0:
-            scale = gradient_scale(trainer, optimizer)
-            self.penalty.add_gradient_(params, self.ewc_lambda * scale)
-        if trainer.loggers and is_logging_step(trainer):
-            omega = float(self.penalty.value(params))
-            figures = {"train/penalty": omega, "train/penalty_weighted": self.ewc_lambda * omega}
-            for logger in trainer.loggers:
-                logger.log_metrics(figures, step=trainer.global_step)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Consolidate the task that was just learnt.
-
-        Args:
-            trainer: its training loader gives the examples, unless ``batches`` was set.
-            pl_module: the module that learnt.
-        """
-        batches = trainer.train_dataloader if self.batches is None else self.batches
-        assert batches is not None
-        share = share_of_loader(batches, trainer.global_rank, trainer.world_size)
-        estimator = partial(fisher_diagonal, labels=self.labels)
-        with pass_progress("Fisher information") as progress:
-            fisher = estimate_over_processes(trainer, estimator, pl_module, share, progress)
-        assert not isinstance(fisher, KroneckerFactors)
-        self.penalty.fold(dict(pl_module.named_parameters()), fisher, self.decay)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps of the callback.
+            network: as learning the task left it.
+            batches: of the task's training data.
+            progress: shown how far the pass is.
 
         Returns:
-            The penalty's buffers.
+            F, a mean over examples.
         """
-        return {"penalty": self.penalty.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what a checkpoint kept.
-
-        Args:
-            state_dict: what ``state_dict`` returned.
-        """
-        self.penalty.load_state_dict(state_dict["penalty"])
+        settings = given(samples=self.samples, threshold=self.threshold)
+        return fisher_diagonal(network, batches, labels=self.labels, progress=progress, **settings)

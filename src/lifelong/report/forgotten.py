@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
-from lifelong.core import QuadraticPenalty
 from lifelong.data.files.whole import whole_file
 from lifelong.data.sets.images import MEAN, STD, LabelledImages
+from lifelong.methods import Method, PenaltyMethod
 from lifelong.report.digits import digits_figure
 from lifelong.report.importance import importance_figure
 from lifelong.report.matrix import accuracy_matrix_figure
@@ -39,7 +39,7 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
     """
     boards = [one.experiment for one in loggers if isinstance(one, TensorBoardLogger)]
     stages = [_learnt(job, summary, index) for index in range(len(summary.tasks))]
-    learners = [learner for learner, _ in stages]
+    learners = [learner for learner, _, _ in stages]
     forgotten = [
         _forgotten(job.benchmark.tasks[index].test_images, task, learners[index], learners[-1])
         for index, task in enumerate(summary.tasks[:-1])
@@ -47,11 +47,10 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
     if forgotten:
         _write(job, summary, forgotten)
     steps = 0
-    for index, (learner, taken) in enumerate(stages):
+    for index, (_, method, taken) in enumerate(stages):
         steps += taken
-        penalty = learner.penalty
         # Kronecker factors have no importance of a single weight.
-        known = penalty.importances() if isinstance(penalty, QuadraticPenalty) else {}
+        known = method.penalty.importances() if isinstance(method, PenaltyMethod) else {}
         figure = importance_figure(known, summary.tasks[: index + 1])
         for board in boards if figure is not None else []:
             board.add_figure("fisher/first_layer", figure, steps)
@@ -62,12 +61,14 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
                 board.add_figure(f"forgotten/{one['task']}", _figure(one), steps)
 
 
-def _learnt(job: Job, summary: Summary, index: int) -> "tuple[ContinualLearner, int]":
-    learner = job.make_learner()
+def _learnt(job: Job, summary: Summary, index: int) -> "tuple[ContinualLearner, Method, int]":
+    method = job.make_method()
+    learner = job.make_learner(method)
     path = stage_checkpoint(job.directory, index, summary.tasks[index])
     content = load_checkpoint(path, "stage")
-    learner.load_state_dict(content["state_dict"])
-    return learner.eval(), int(content["stages"][-1]["steps"])
+    learner.network.load_state_dict(content["network"])
+    method.load_state_dict(content["method"])
+    return learner.eval(), method, int(content["stages"][-1]["steps"])
 
 
 @torch.inference_mode()

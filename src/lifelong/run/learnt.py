@@ -14,7 +14,6 @@ from lifelong.data.sets.images import MEAN, STD
 from lifelong.errors import LifelongError
 from lifelong.run.resume.checkpoint import load_checkpoint
 
-PREFIX = "network."  # of the network's own tensors in the learner's state
 KNOWN = ("lifelong.", "torch.nn.")
 
 
@@ -107,10 +106,7 @@ def load_network(path: Path, *, trust: bool = False) -> LearntNetwork:
         )
     try:
         network = instantiate(OmegaConf.create(config["model"]))
-        state = content["state_dict"]
-        network.load_state_dict(
-            {name.removeprefix(PREFIX): t for name, t in state.items() if name.startswith(PREFIX)}
-        )
+        network.load_state_dict(content["network"])
     except Exception as error:
         first = str(error).partition("\n")[0]
         raise LifelongError(f"{path}: its network cannot be built ({first})") from error
@@ -118,7 +114,7 @@ def load_network(path: Path, *, trust: bool = False) -> LearntNetwork:
         reader=ReadsPixels(network).eval(),
         path=path,
         method=str(config["method"]["name"]),
-        ewc_lambda=float(config["method"]["ewc_lambda"]),
+        ewc_lambda=float(config["method"].get("ewc_lambda", 0.0)),
         tasks=[str(stage["task"]) for stage in content["stages"]],
         config=config,
     )

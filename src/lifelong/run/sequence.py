@@ -2,8 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from lightning import seed_everything
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lifelong.data.benchmark import Benchmark, StageData
+from lifelong.data.benchmark import StageData
 from lifelong.errors import LifelongError
-from lifelong.learning import ContinualLearner, Diagnose
-from lifelong.methods import Consolidate
+from lifelong.run.job import Job
 from lifelong.run.resume.checkpoint import save_checkpoint
 from lifelong.run.resume.journal import Journal, write
 from lifelong.run.resume.keeping import KeepProgress, WholeCheckpoints, previous
@@ -26,77 +25,9 @@ from lifelong.run.resume.position import (
     progress_checkpoint,
     stage_checkpoint,
 )
-from lifelong.run.stage import (
-    Fit,
-    MakeTrainer,
-    fit,
-    from_plain,
-    known,
-    plain,
-    recall,
-    test_accuracies,
-)
-from lifelong.run.stage_key import fit_key, importance_key
-from lifelong.run.store import NoStore, StageStore
+from lifelong.run.stage import Fit, fit, known, recall, test_accuracies
+from lifelong.run.stage_key import fit_key, state_key
 from lifelong.run.summary import StageResult, Summary, hyperparameter_metrics, summarize
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: what is learnt, with what, and where the results go.
-
-    Args:
-        benchmark: the tasks.
-        make_learner: the learner, made after the seed is set.
-        make_trainer: a Trainer for ``callbacks``, ``logger`` and ``plugins``.
-        method: the method's name.
-        ewc_lambda: λ.
-        seed: of everything that is random.
-        max_epochs: epochs per task.
-        directory: where the results go.
-        config: the whole resolved configuration, in plain values.
-        consolidation: makes the callback that updates the penalty, or nothing.
-        make_loggers: makes those to whom the curves go.
-        hyperparameters: the configuration, flat, for the loggers.
-        joint: whether each task is learnt along with the images of all before it.
-        store: what was learnt before.
-        resume: whether to go on with the run in ``directory``.
-        checkpoint_every: seconds between two checkpoints within a stage.
-        tell: told, a line each time, what a user would want to know.
-        trial: whether validation images alone are asked: nothing is tested, and neither the last
-            task's importance nor checkpoints of stages are kept.
-        choice: how λ was chosen, for the summary.
-        diagnostics: whether λ is watched while a task is learnt.
-        observe: called with the finished run before its loggers are closed.
-    """
-
-    benchmark: Benchmark
-    make_learner: Callable[[], ContinualLearner]
-    make_trainer: MakeTrainer
-    method: str
-    ewc_lambda: float
-    seed: int
-    max_epochs: int
-    directory: Path
-    config: Mapping[str, Any]
-    consolidation: Callable[[], Consolidate] | None = None
-    make_loggers: Callable[[], Sequence[Logger]] = tuple
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    joint: bool = False
-    store: StageStore = field(default_factory=NoStore)
-    resume: bool = False
-    checkpoint_every: float = 30.0
-    tell: Callable[[str], None] = print
-    trial: bool = False
-    choice: Mapping[str, Any] | None = None
-    diagnostics: bool = True
-    observe: "Callable[[Job, Summary, Sequence[Logger]], None] | None" = None
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What makes the checkpoints, in plain values."""
-        data = {task.name: task.fingerprint for task in self.benchmark.tasks}
-        return {"config": dict(self.config), "data": data}
 
 
 def stage_seed(seed: int, index: int) -> int:
@@ -179,7 +110,8 @@ class _Run:
     def __init__(self, job: Job, position: Position) -> None:
         self.job = job
         seed_everything(stage_seed(job.seed, -1), verbose=False)
-        self.learner = job.make_learner()
+        self.method = job.make_method()
+        self.learner = job.make_learner(self.method)
         self.loggers = list(job.make_loggers())
         self.journal = Journal(position.journal)
         if job.resume:
@@ -191,8 +123,9 @@ class _Run:
         self.untrained = position.untrained
         self.progress = position.progress
         self.before_progress = position.before_progress
-        if position.state is not None:
-            self.learner.load_state_dict(position.state)
+        if position.network is not None:
+            self.learner.network.load_state_dict(position.network)
+            self.method.load_state_dict(position.method)
             self.learner.steps_before = sum(stage.steps for stage in self.stages)
         self.tasks = [(task.name, task.fingerprint) for task in job.benchmark.tasks]
         self.fingerprints = [fingerprint for _, fingerprint in self.tasks]
@@ -200,16 +133,21 @@ class _Run:
     def learn_next(self) -> None:
         """Learn the next task, or recall it from the store; consolidate, test, save."""
         index, job, learner = len(self.stages), self.job, self.learner
-        data = job.benchmark.stage(index, joint=job.joint)
+        data = job.benchmark.stage(index, joint=self.method.uses_old_data)
         learner.current_task = name = data.current.name
-        key = fit_key(job.config, self.tasks, index)
+        # A trial's last task is not followed by another.
+        last = index + 1 == len(job.benchmark.tasks)
+        self.method.consolidates = self.method.keeps_state and not (job.trial and last)
+        plain = index == 0 and self.method.first_task_is_plain
+        key = fit_key(job.config, self.tasks, index, plain=plain)
         with job.store.exclusive(key, name):
             kept = job.store.recall("fit", key)
-            if kept is None:
+            state = None if kept is None else self._kept_state(key)
+            if kept is None or (state is None and not self._can_consolidate_again):
                 result = self._learn(index, data, key)
             else:
                 kept = {one.name: kept[one.name] for one in fields(Fit)}
-                result = self._recall(data, key, Fit(**kept))
+                result = self._recall(data, key, Fit(**kept), state)
         learner.steps_before += result.steps
         self.stages.append(result)
         if job.trial:
@@ -233,7 +171,9 @@ class _Run:
             benchmark=job.benchmark.name,
             scenario=job.benchmark.scenario,
             method=job.method,
-            ewc_lambda=job.ewc_lambda,
+            method_title=self.method.title,
+            has_lambda=self.method.has_lambda,
+            ewc_lambda=self.method.ewc_lambda,
             seed=job.seed,
             max_epochs=job.max_epochs,
             data_source={task.name: task.source for task in job.benchmark.tasks},
@@ -253,16 +193,14 @@ class _Run:
         seed_everything(stage_seed(job.seed, index), verbose=False)
         if self.progress is None:
             self._log_start()
-        consolidation = self._consolidation()
         learnt, consolidated = fit(
             self.make_trainer,
             learner,
+            self.method,
             data,
-            consolidation,
             KeepProgress(progress_checkpoint(job.directory), job.checkpoint_every, self.journal),
             WholeCheckpoints(index, job.about),
             self.progress,
-            Diagnose() if job.diagnostics else None,
         )
         self.progress = None
         accuracy, tested = self._tested(data)
@@ -272,8 +210,8 @@ class _Run:
             untrained={} if index else self._by_fingerprint(self.untrained),
         )
         job.store.keep("fit", key, _fields(learnt))
-        if consolidation is not None:
-            self._keep_importance(key, consolidation, consolidated)
+        if self.method.consolidates:
+            self._keep_state(key, consolidated)
         seconds = {"fit": learnt.seconds, "consolidate": consolidated, "test": tested}
         name = data.current.name
         self._warn(learnt)
@@ -285,7 +223,9 @@ class _Run:
         for line in learnt.warnings:
             self.job.tell(f"warning: {line}")
 
-    def _recall(self, data: StageData, key: str, learnt: Fit) -> StageResult:
+    def _recall(
+        self, data: StageData, key: str, learnt: Fit, state: dict[str, Any] | None
+    ) -> StageResult:
         job, learner, name = self.job, self.learner, data.current.name
         if self.untrained is None:
             kept_too = known(self.fingerprints, learnt.untrained)
@@ -299,17 +239,12 @@ class _Run:
             write(self.journal.entries, self.loggers)
             self.progress = None
             self._log_start()
-        consolidation = self._consolidation()
-        kept = None
-        if consolidation is not None:
-            kept = job.store.recall("importance", importance_key(key, job.config))
-        importance = None if kept is None else from_plain(kept["importance"])
-        consolidated = recall(learnt, self.make_trainer, learner, data, consolidation, importance)
+        consolidated = recall(learnt, self.make_trainer, learner, self.method, data, state)
         reused = {"fit": learnt.seconds}
-        if kept is not None:
-            reused["consolidate"] = kept["seconds"]
-        elif consolidation is not None:
-            self._keep_importance(key, consolidation, consolidated)
+        if state is not None:
+            reused["consolidate"] = state["seconds"]
+        elif self.method.consolidates:
+            self._keep_state(key, consolidated)
         job.tell(
             f"{name}: taken from the stage store, where {sum(reused.values()):.0f} s of learning "
             "are kept (stages=off learns it again)"
@@ -323,15 +258,19 @@ class _Run:
             name, accuracy, seconds, learnt.steps, learnt.curves, reused, learnt.warnings
         )
 
-    def _keep_importance(self, key: str, consolidation: Consolidate, seconds: float) -> None:
-        content = {"importance": plain(consolidation.importance), "seconds": seconds}
-        self.job.store.keep("importance", importance_key(key, self.job.config), content)
+    @property
+    def _can_consolidate_again(self) -> bool:
+        return not self.method.consolidates or self.method.state_follows_from_network
 
-    def _consolidation(self) -> Consolidate | None:
-        last = len(self.stages) + 1 == len(self.job.benchmark.tasks)
-        if self.job.consolidation is None or (self.job.trial and last):
+    def _kept_state(self, key: str) -> dict[str, Any] | None:
+        if not self.method.consolidates:
             return None
-        return self.job.consolidation()
+        return self.job.store.recall("state", state_key(key, self.job.config))
+
+    def _keep_state(self, key: str, seconds: float) -> None:
+        content = {"method": self.method.state_dict(), "figures": self.method.figures}
+        key = state_key(key, self.job.config)
+        self.job.store.keep("state", key, content | {"seconds": seconds})
 
     def _tested(self, data: StageData) -> tuple[list[float], float]:
         if self.job.trial:
@@ -358,7 +297,8 @@ class _Run:
     def _save(self, index: int) -> None:
         job = self.job
         content = {
-            "state_dict": self.learner.state_dict(),
+            "network": self.learner.network.state_dict(),
+            "method": self.method.state_dict(),
             "stages": [asdict(stage) for stage in self.stages],
             "untrained": self.untrained,
             "journal": self.journal.entries,

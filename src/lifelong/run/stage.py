@@ -2,18 +2,18 @@
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 
-from lifelong.core import KroneckerFactors
 from lifelong.data.benchmark import StageData
-from lifelong.learning import ContinualLearner, Diagnose, StopOnNonFiniteLoss
+from lifelong.learning import ContinualLearner
 from lifelong.learning.epochs import RecordCurves, as_fraction
-from lifelong.methods import Consolidate
+from lifelong.learning.objective import write_figures
+from lifelong.methods import Method
 from lifelong.run.resume.journal import Entry, write
 from lifelong.run.resume.keeping import KeepProgress, WholeCheckpoints
 from lifelong.run.resume.random_state import random_state, restore_random_state
@@ -67,24 +67,22 @@ def test_accuracies(trainer: Trainer, learner: ContinualLearner, data: StageData
 def fit(
     make_trainer: MakeTrainer,
     learner: ContinualLearner,
+    method: Method,
     data: StageData,
-    consolidation: Consolidate | None,
     keep: KeepProgress,
     checkpoints: WholeCheckpoints,
     resume: Path | None = None,
-    diagnose: Diagnose | None = None,
 ) -> tuple[Fit, float]:
     """Learn one task, and consolidate it.
 
     Args:
         make_trainer: a Trainer for these ``callbacks`` and ``plugins``.
         learner: as the stage before left it.
+        method: the learner's.
         data: the loaders of this stage.
-        consolidation: what updates the penalty as training ends, or nothing.
         keep: saves the middle of the training.
         checkpoints: how that is written and read.
         resume: a checkpoint of the middle of this stage.
-        diagnose: watches λ.
 
     Returns:
         What was learnt, and the seconds of the consolidation.
@@ -94,11 +92,7 @@ def fit(
         SystemExit: when something else asks to leave it.
     """
     record, end = RecordCurves(), _EndOfFit(keep)
-    guard = StopOnNonFiniteLoss(data.current.name, learner.ewc_lambda)
-    callbacks: list[Callback] = [guard, record, end]
-    callbacks += [diagnose] if diagnose is not None else []
-    callbacks += [consolidation] if consolidation is not None else []
-    trainer = make_trainer(callbacks=[*callbacks, keep], plugins=[checkpoints])
+    trainer = make_trainer(callbacks=[record, end, method, keep], plugins=[checkpoints])
     handler = signal.getsignal(signal.SIGINT)
     try:
         # Our own files: they hold nothing that has to be trusted.
@@ -115,7 +109,7 @@ def fit(
         journal=keep.journal.entries[keep.first : end.mark],
         random=random_state(),
         seconds=end.seconds,
-        warnings=diagnose.warnings if diagnose is not None else [],
+        warnings=list(method.warnings),
     )
     return learnt, keep.seconds - end.seconds
 
@@ -124,68 +118,39 @@ def recall(
     learnt: Fit,
     make_trainer: MakeTrainer,
     learner: ContinualLearner,
+    method: Method,
     data: StageData,
-    consolidation: Consolidate | None,
-    importance: Any,
+    state: Mapping[str, Any] | None,
 ) -> float:
-    """Bring a learner to where a fit that was kept had left it.
+    """Bring a learner and its method to where a fit that was kept had left them.
 
     Args:
-        learnt: what was kept.
+        learnt: what was kept of the fit.
         make_trainer: a Trainer; it knows the device and the loggers.
         learner: as the stage before left it.
+        method: as the stage before left it.
         data: the loaders of this stage.
-        consolidation: what updates the penalty, or nothing.
-        importance: what it takes up, as it was kept; None to estimate it now.
+        state: what was kept of the method; None to consolidate the task now, if it is to be.
 
     Returns:
-        The seconds of an estimation.
+        The seconds of a consolidation.
     """
     trainer = make_trainer()
     learner.network.load_state_dict(learnt.network)
     write(learnt.journal, trainer.loggers)
     restore_random_state(learnt.random)
     begin = time.monotonic()
-    if consolidation is not None:
-        if importance is None:
-            device = trainer.strategy.root_device
-            importance = consolidation.estimate(
-                learner.to(device), data.current.consolidation_batches()
-            )
-        step = learner.steps_before + learnt.steps
-        consolidation.fold(learner, importance, trainer.loggers, step)
+    if state is not None:
+        method.load_state_dict(state["method"])
+        method.figures = dict(state["figures"])
+    elif method.consolidates:
+        learner.to(trainer.strategy.root_device)
+        method.consolidate(learner, data.consolidation_batches())
         learner.cpu()
+    if method.consolidates:
+        step = learner.steps_before + learnt.steps
+        write_figures(trainer.loggers, method.figures, step)
     return time.monotonic() - begin
-
-
-def plain(importance: Any) -> dict[str, Any]:
-    """An importance as dictionaries of tensors, for a checkpoint.
-
-    Args:
-        importance: a diagonal, or Kronecker factors.
-
-    Returns:
-        What ``from_plain`` reads.
-    """
-    if isinstance(importance, KroneckerFactors):
-        pairs = {name: [a, g] for name, (a, g) in importance.items()}
-        return {"pairs": pairs, "diagonal": dict(importance.diagonal)}
-    return {"diagonal": dict(importance)}
-
-
-def from_plain(content: dict[str, Any]) -> Any:
-    """The importance that ``plain`` took apart.
-
-    Args:
-        content: dictionaries of tensors.
-
-    Returns:
-        A diagonal, or Kronecker factors.
-    """
-    if "pairs" in content:
-        pairs = {name: (a, g) for name, (a, g) in content["pairs"].items()}
-        return KroneckerFactors(pairs, content["diagonal"])
-    return content["diagonal"]
 
 
 def known(tasks: Sequence[str], accuracy: dict[str, float]) -> list[float] | None:

@@ -21,16 +21,16 @@ SHAPING = (
 KNOWN = ("lifelong", "torch", "lightning")
 
 
-def fit_key(config: Mapping[str, Any], tasks: Sequence[tuple[str, str]], index: int) -> str:
+def fit_key(
+    config: Mapping[str, Any], tasks: Sequence[tuple[str, str]], index: int, *, plain: bool
+) -> str:
     """The key of what learning one task gives: network, curves, accuracies.
-
-    λ and the penalty do not touch the first task, nor any later one of a run that has neither: with
-    λ = 0 and a consolidation Ω is still in the curves.
 
     Args:
         config: the resolved configuration.
         tasks: name and data fingerprint of every task, in order.
         index: which task is learnt.
+        plain: whether the method leaves the learning of this task as it is.
 
     Returns:
         Hexadecimal.
@@ -39,29 +39,26 @@ def fit_key(config: Mapping[str, Any], tasks: Sequence[tuple[str, str]], index: 
     shape["tasks"] = [list(task) for task in tasks[: index + 1]]
     shape["machine"] = machine()
     shape["code"] = code()
-    method = config["method"]
-    if index > 0 and (float(method["ewc_lambda"]) > 0 or method.get("consolidation")):
-        shape["method"] = method
-    if index > 0 and method.get("joint"):
-        shape["joint"] = True
+    if not plain:
+        shape["method"] = config["method"]
     shape["own code"] = [own_code(target) for target in sorted(set(_targets(shape)))]
     return _hash(shape)
 
 
-def importance_key(fit: str, config: Mapping[str, Any]) -> str:
-    """The key of the importance that was estimated when a task had been learnt.
+def state_key(fit: str, config: Mapping[str, Any]) -> str:
+    """The key of what a method keeps of a task that was learnt.
 
     Args:
         fit: the key of what was learnt.
-        config: the resolved configuration; its estimator counts.
+        config: the resolved configuration; how the method estimates counts, λ does not.
 
     Returns:
         Hexadecimal.
     """
-    consolidation = config["method"].get("consolidation") or {}
-    estimator = {name: value for name, value in consolidation.items() if name != "decay"}
-    own = [own_code(target) for target in sorted(set(_targets(estimator)))]
-    return _hash({"fit": fit, "estimator": estimator, "own code": own})
+    free = ("ewc_lambda", "step")
+    method = {name: value for name, value in config["method"].items() if name not in free}
+    own = [own_code(target) for target in sorted(set(_targets(method)))]
+    return _hash({"fit": fit, "method": method, "own code": own})
 
 
 def machine() -> dict[str, Any]:

@@ -57,7 +57,7 @@ class StageStore:
         """An entry's content.
 
         Args:
-            kind: "fit" or "importance".
+            kind: "fit" or "state".
             key: what shaped it.
 
         Returns:
@@ -81,7 +81,7 @@ class StageStore:
         """Keep an entry, and the store within its bound.
 
         Args:
-            kind: "fit" or "importance".
+            kind: "fit" or "state".
             key: what shaped it.
             content: tensors, numbers, strings, and lists and dictionaries of them.
         """
@@ -93,7 +93,7 @@ class StageStore:
 
     def _prune(self) -> None:
         entries = []
-        for path in (*self.folder.glob("*.fit"), *self.folder.glob("*.importance")):
+        for path in (*self.folder.glob("*.fit"), *self.folder.glob("*.state")):
             try:
                 facts = path.stat()
             except FileNotFoundError:  # pruned by another run

@@ -72,6 +72,8 @@ class Summary:
     parameters: int
     versions: dict[str, str]
     reused: dict[str, dict[str, float]] = field(default_factory=dict)
+    method_title: str = ""
+    has_lambda: bool = True
     choice: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
 

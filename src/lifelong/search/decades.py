@@ -42,7 +42,7 @@ def learn_config(config: DictConfig, *, prepare: "Callable[[Job], Job] | None" =
     from lifelong.config.build import build_job
     from lifelong.run import learn_sequence
 
-    if config.method.ewc_lambda != AUTO:
+    if config.method.get("ewc_lambda") != AUTO:
         job = build_job(config)
         return learn_sequence(prepare(job) if prepare else job)
     folder = Path(config.output_dir) / FOLDER

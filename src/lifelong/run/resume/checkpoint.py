@@ -12,7 +12,7 @@ from torch import Tensor
 from lifelong.data.files.whole import whole_file
 from lifelong.errors import LifelongError
 
-FORMAT = 2
+FORMAT = 3
 
 
 class CheckpointError(LifelongError):

@@ -22,7 +22,8 @@ class Position:
     Args:
         stages: the results of the finished stages.
         untrained: the accuracies before the first task; None where they are not known yet.
-        state: the learner after the last finished stage.
+        network: the network after the last finished stage.
+        method: what the method kept then.
         journal: what was logged.
         progress: the checkpoint within the stage that was interrupted.
         before_progress: what was logged before that stage.
@@ -30,7 +31,8 @@ class Position:
 
     stages: list[StageResult] = field(default_factory=list)
     untrained: list[float] | None = None
-    state: dict[str, Any] | None = None
+    network: dict[str, Any] | None = None
+    method: dict[str, Any] = field(default_factory=dict)
     journal: list[Entry] = field(default_factory=list)
     progress: Path | None = None
     before_progress: list[Entry] = field(default_factory=list)
@@ -98,7 +100,8 @@ def find_position(
         position = Position(
             stages=[StageResult(**stage) for stage in content["stages"]],
             untrained=content["untrained"],
-            state=content["state_dict"],
+            network=content["network"],
+            method=content["method"],
             journal=[(step, figures) for step, figures in content["journal"]],
         )
         break

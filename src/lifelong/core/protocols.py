@@ -1,0 +1,4 @@
+from typing import Any
+
+Penalty = Any
+Importance = Any

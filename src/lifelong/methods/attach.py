@@ -1,0 +1,67 @@
+"""Giving the loss of anybody's ``training_step`` to a method, for the length of a fit."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from lightning import LightningModule
+from torch import Tensor
+
+from lifelong.learning import ContinualLearner
+from lifelong.learning.objective import Objective
+
+
+class AttachedStep:
+    """A module whose ``training_step`` returns a method's objective instead of the task's loss.
+
+    What the step returns may be a loss, a mapping with ``"loss"``, or nothing, which leaves the
+    batch out. A ``ContinualLearner`` calls its method by itself and is left as it is.
+
+    Args:
+        module: the one that learns.
+        method: makes the objective.
+
+    Raises:
+        ValueError: when the module is a ``ContinualLearner`` with another method.
+    """
+
+    def __init__(self, module: LightningModule, method: Objective) -> None:
+        self._module: LightningModule | None = None
+        if isinstance(module, ContinualLearner):
+            if module.method is not method:
+                raise ValueError(
+                    f"the learner's method is {type(module.method).__name__}; give the Trainer "
+                    f"that one instead of another {type(method).__name__}"
+                )
+            return
+        own = module.training_step
+        # A compiled module has its step as an attribute of its own already.
+        self._module, self._before = module, module.__dict__.get("training_step")
+
+        @functools.wraps(own)
+        def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            outputs = own(batch, *args, **kwargs)
+            index = kwargs.get("batch_idx", args[0] if args else 0)
+            return _with_objective(
+                outputs, lambda loss: method.objective(loss, module, batch, index)
+            )
+
+        module.training_step = training_step  # type: ignore[method-assign]
+
+    def detach(self) -> None:
+        """Give the module its own step back; a second call does nothing."""
+        if self._module is None:
+            return
+        if self._before is None:
+            del self._module.__dict__["training_step"]
+        else:
+            self._module.training_step = self._before  # type: ignore[method-assign]
+        self._module = None
+
+
+def _with_objective(outputs: Any, objective: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return objective(outputs)
+    if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
+        return {**outputs, "loss": objective(outputs["loss"])}
+    return outputs

@@ -1,0 +1,364 @@
+"""A method that holds the parameters by a penalty: L(θ) + λ Ω(θ)."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lifelong.core import step_sizes
+from lifelong.core.penalty.term import PenaltyTerm
+from lifelong.core.protocols import Importance, Penalty
+from lifelong.learning import ContinualLearner
+from lifelong.learning.diagnose import Diagnose
+from lifelong.learning.distributed import estimate_over_processes
+from lifelong.learning.objective import (
+    begins_logging_step,
+    log_objective,
+    step_of,
+    write_figures,
+)
+from lifelong.learning.progress import Progress, pass_progress
+from lifelong.learning.shards import share_of_loader
+from lifelong.methods.base import Method, device_of, network_of
+
+Step = Literal["explicit", "proximal"]
+
+
+class PenaltyMethod(Method):
+    r"""Holds a network to what it learnt: L(θ) + λ Ω(θ), Ω folded from every task's importance.
+
+    With ``step="explicit"`` the loss that a training step returns *is* L + λΩ, in value and in
+    gradient. With ``step="proximal"`` it is L alone, and λΩ acts after the optimizer's step by its
+    proximal step in the optimizer's own metric: the same fixed point, stable for every λ.
+
+    λ = 0 leaves every bit of the training as it is.
+
+    Args:
+        penalty: Ω; empty until a task is consolidated.
+        ewc_lambda: λ ≥ 0.
+        step: how λΩ reaches the parameters.
+        decay: γ in [0, 1], what earlier tasks keep of their weight at each consolidation.
+        batches: what to estimate the importance on; by default the training data of the fit that
+            ends. They are gone through at the end of *every* fit.
+        consolidates: whether a task is consolidated as its fit ends.
+        diagnostics: whether λ is watched: figures in the log, warnings at the end of a fit.
+
+    Raises:
+        ValueError: when λ is negative or not finite, or another argument does not fit.
+    """
+
+    has_lambda: ClassVar[bool] = True
+    keeps_state: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        penalty: Penalty,
+        ewc_lambda: float,
+        *,
+        step: Step = "explicit",
+        decay: float = 1.0,
+        batches: Iterable[Any] | None = None,
+        consolidates: bool = True,
+        diagnostics: bool = True,
+    ) -> None:
+        if not 0.0 <= ewc_lambda < float("inf"):
+            raise ValueError(
+                f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0"
+            )
+        if step not in get_args(Step):
+            raise ValueError(f"step is {step!r}; it must be one of {', '.join(get_args(Step))}")
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"decay is {decay}; it must lie in [0, 1]")
+        super().__init__()
+        self.penalty = penalty
+        self.ewc_lambda = float(ewc_lambda)
+        self.step: Step = step
+        self.decay = decay
+        self.batches = batches
+        self.consolidates = consolidates
+        self._diagnose = Diagnose(self) if diagnostics else None
+        self._term: PenaltyTerm | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._params: dict[str, nn.Parameter] = {}
+
+    def estimate(
+        self, network: nn.Module, batches: Iterable[Any], *, progress: Progress | None = None
+    ) -> Importance:
+        """How much each parameter matters for what the batches show.
+
+        Args:
+            network: as learning the task left it.
+            batches: of the task's training data.
+            progress: shown how far the pass is.
+
+        Returns:
+            What ``penalty`` folds, a mean over examples.
+        """
+        raise NotImplementedError
+
+    @property
+    def is_held(self) -> bool:
+        """Whether λΩ pulls: λ > 0 and something was consolidated."""
+        return self.ewc_lambda > 0 and not self.penalty.is_empty
+
+    def objective(
+        self, loss: Tensor, module: LightningModule, batch: Any, batch_idx: int
+    ) -> Tensor:
+        """L + λΩ of one batch; with the proximal step L alone.
+
+        Args:
+            loss: L, the task's own, with a graph.
+            module: the one that learns.
+            batch: what the loss is of.
+            batch_idx: its place in the epoch.
+
+        Returns:
+            The objective, whose ``backward()`` leaves its whole gradient.
+        """
+        logs = begins_logging_step(module.trainer, batch_idx)
+        whole, omega = loss, None
+        if self._term is not None and self.is_held:
+            with torch.autocast(loss.device.type, enabled=False):
+                whole = self._term(loss, self.ewc_lambda)
+            omega = self._term.omega
+        if self._diagnose is not None and self.is_held:
+            self._diagnose.take(loss)
+        if logs:
+            if omega is None:
+                with torch.autocast(loss.device.type, enabled=False):
+                    omega = self.penalty.value(self._params)
+            log_objective(module, loss, float(omega), self.ewc_lambda)
+        return whole
+
+    def consolidate(self, module: nn.Module, batches: Iterable[Any]) -> None:
+        """Hold the network, from now on, to what it knows of these batches.
+
+        At any time and in any loop: after a task, or on pretrained weights before any training.
+
+        Args:
+            module: as learning left it.
+            batches: of the data that it shall still know.
+        """
+        network = network_of(module)
+        with pass_progress(f"{self.title}: what matters for {_task(module)}") as shown:
+            importance = self.estimate(network, batches, progress=shown)
+        self.fold(network, importance)
+
+    def fold(self, network: nn.Module, importance: Importance) -> None:
+        """Take an importance and the parameters up into the penalty.
+
+        ``figures`` then holds the trace of the importance, and each parameter's share of it.
+
+        Args:
+            network: as learning left it.
+            importance: what ``estimate`` returned.
+        """
+        self.penalty.to(device_of(network))
+        self.penalty.fold(dict(network.named_parameters()), importance, self.decay)
+        traces = (
+            importance.traces()
+            if hasattr(importance, "traces")
+            else {n: float(f.double().sum()) for n, f in importance.items()}
+        )
+        trace = math.fsum(traces.values())
+        self.figures = {"fisher/trace": trace}
+        if trace > 0:
+            self.figures |= {f"fisher/share/{name}": part / trace for name, part in traces.items()}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the penalty to the module's device, and its gradient to the parameters.
+
+        Args:
+            trainer: about to train.
+            pl_module: the module that is to learn.
+        """
+        super().on_fit_start(trainer, pl_module)
+        self.penalty.to(pl_module.device)
+        self._params = dict(network_of(pl_module).named_parameters())
+        if self.step == "explicit":
+            self._term = PenaltyTerm(self.penalty, self._params)
+        # What is resumed has loaded what was seen before.
+        if self._diagnose is not None and trainer.ckpt_path is None:
+            self._diagnose.begin()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the proximal step follow the optimizers' own; say where an explicit one diverges.
+
+        Args:
+            trainer: has the optimizers.
+            pl_module: the module that is to learn.
+        """
+        for optimizer in trainer.optimizers:
+            if self.step == "proximal":
+                self._hooks.append(optimizer.register_step_post_hook(self._proximal_step))
+            elif self.is_held and isinstance(optimizer, torch.optim.SGD):
+                self._warn_if_stiff(optimizer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the mean loss of an epoch.
+
+        Args:
+            trainer: unused.
+            pl_module: unused.
+        """
+        if self._diagnose is not None:
+            self._diagnose.begin_epoch()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Watch λ.
+
+        Args:
+            trainer: knows the step.
+            pl_module: the module whose gradients are complete.
+            optimizer: the one that is about to step.
+        """
+        if self._diagnose is not None and self.is_held:
+            self._diagnose.compare(trainer, pl_module, self._params, optimizer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log how far the protected parameters have moved.
+
+        Args:
+            trainer: has the loggers.
+            pl_module: the module that learns.
+        """
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._diagnose is not None and self.is_held:
+            self._diagnose.end_epoch(pl_module, self._params)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Consolidate the task that was just learnt.
+
+        Args:
+            trainer: its data give the examples, unless ``batches`` was set.
+            pl_module: the module that learnt.
+        """
+        if self._diagnose is not None and self.is_held:
+            self.warnings = self._diagnose.warnings_of(pl_module)
+            if not isinstance(pl_module, ContinualLearner):  # a run says them by itself
+                for line in self.warnings:
+                    rank_zero_warn(line)
+        if not self.consolidates:
+            return
+        network = network_of(pl_module)
+        with pass_progress(f"{self.title}: what matters for {_task(pl_module)}") as shown:
+            importance = estimate_over_processes(
+                trainer, self.estimate, network, self._batches_of(trainer), shown
+            )
+        self.fold(network, importance)
+        write_figures(trainer.loggers, self.figures, step_of(pl_module))
+
+    def answers_for(self, module: LightningModule) -> bool:
+        """Whether a loss that is not finite may be the penalty's doing.
+
+        Args:
+            module: the module that learns.
+
+        Returns:
+            True for our own learner, and for any module that is held.
+        """
+        return super().answers_for(module) or self.is_held
+
+    def likely_cause(self, trainer: Trainer) -> str:
+        """Why a loss is probably not finite, and what to do about it.
+
+        Args:
+            trainer: while it trains.
+
+        Returns:
+            The end of a sentence; it names λ where the penalty pulls explicitly.
+        """
+        if not self.is_held or self.step == "proximal":
+            return super().likely_cause(trainer)
+        rate = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
+        stiffness = rate * self.ewc_lambda * self.penalty.largest_curvature()
+        cure = self.advice(
+            f"{self.setting('step', 'proximal')} or a smaller {self.called('ewc_lambda')}"
+        )
+        return (
+            f"a penalty too stiff for the step: lr·λ·F_max is {stiffness:.2g} at "
+            f"λ = {self.ewc_lambda:g} and an explicit step needs it below 2; {cure}"
+        )
+
+    def detach(self) -> None:
+        """Take away what was attached to the module; a second call does nothing."""
+        super().detach()
+        if self._term is not None:
+            self._term.remove()
+            self._term = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._params = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it keeps from task to task.
+
+        Returns:
+            The penalty's buffers, and how far λ was watched.
+        """
+        watched = {} if self._diagnose is None else {"diagnose": self._diagnose.state_dict()}
+        return {"penalty": self.penalty.state_dict(), **watched}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned.
+
+        Args:
+            state_dict: tensors and plain values.
+        """
+        self.penalty.load_state_dict(state_dict["penalty"])
+        if self._diagnose is not None and "diagnose" in state_dict:
+            self._diagnose.load_state_dict(state_dict["diagnose"])
+
+    def _batches_of(self, trainer: Trainer) -> Iterable[Any]:
+        rank, world_size = trainer.global_rank, trainer.world_size
+        own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
+        if self.batches is None and callable(own):
+            return own(rank=rank, world_size=world_size)
+        batches = trainer.train_dataloader if self.batches is None else self.batches
+        assert batches is not None
+        return share_of_loader(batches, rank, world_size)
+
+    def _proximal_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self.is_held and not _left_its_step_out(optimizer):
+            self.penalty.proximal_step_(self._params, step_sizes(optimizer), self.ewc_lambda)
+
+    def _warn_if_stiff(self, optimizer: torch.optim.Optimizer) -> None:
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        stiffness = rate * self.ewc_lambda * self.penalty.largest_curvature()
+        if stiffness > 2:
+            cure = self.advice(f"{self.setting('step', 'proximal')}, a smaller learning rate or λ")
+            rank_zero_warn(
+                f"lr·λ·F_max is {stiffness:.2g} at λ = {self.ewc_lambda:g}: an explicit step "
+                f"diverges above 2; {cure}"
+            )
+
+
+def _left_its_step_out(optimizer: torch.optim.Optimizer) -> bool:
+    # A fused optimizer does so by itself for gradients that overflowed float16; others are not
+    # even called then. After a first step that was left out Adam's step sizes are not defined yet.
+    found = getattr(optimizer, "found_inf", None)  # there during a scaler's step only
+    return found is not None and bool(found)
+
+
+def _task(module: nn.Module) -> str:
+    return str(getattr(module, "current_task", "what was learnt"))
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """The settings that were given: those that are None keep their own default.
+
+    Args:
+        **settings: by name.
+
+    Returns:
+        Those that are not None.
+    """
+    return {name: value for name, value in settings.items() if value is not None}
