@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lifelong.core import QuadraticPenalty
 from lifelong.data.files.whole import whole_file
-from lifelong.data.sets.images import MEAN, STD, LabelledImages
+from lifelong.data.sets.images import LabelledImages, normalised
 from lifelong.report.digits import digits_figure
 from lifelong.report.importance import importance_figure
 from lifelong.report.matrix import accuracy_matrix_figure
@@ -74,7 +74,7 @@ def _learnt(job: Job, summary: Summary, index: int) -> "tuple[ContinualLearner, 
 def _read(learner: "ContinualLearner", images: Tensor) -> Tensor:
     return torch.cat(
         [
-            learner.network((part.unsqueeze(1).float() / 255 - MEAN) / STD).argmax(dim=-1)
+            learner.network(normalised(part.unsqueeze(1))).argmax(dim=-1)
             for part in images.split(BATCH)
         ]
     )

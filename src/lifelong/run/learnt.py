@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lifelong.data.sets.images import MEAN, STD
+from lifelong.data.sets.images import normalised
 from lifelong.errors import LifelongError
 from lifelong.run.resume.checkpoint import load_checkpoint
 
@@ -40,7 +40,7 @@ class ReadsPixels(nn.Module):
         Returns:
             Probabilities; [batch, classes].
         """
-        return self.network((pixels - MEAN) / STD).softmax(dim=-1)
+        return self.network(normalised(pixels, full=1.0)).softmax(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
