@@ -19,7 +19,8 @@ GREY = 3  # dimensions of images without a channel
 class TensorBatches(ResumableBatches):
     """Batches of normalised images, each one index selection from bytes in memory.
 
-    A pixel x becomes `(x / 255 - mean) / std` (`normalised`). Only the batch is converted; the store stays uint8.
+    A pixel x becomes `(x / 255 - mean) / std` (`normalised`). Only the batch is converted; the
+    store stays uint8.
     The order of epoch e is a permutation drawn from a hash of (seed, e): neither the global random
     state, nor the device, nor what was drawn before has a part in it.
 

@@ -41,8 +41,9 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
     stages = [_learnt(job, summary, index) for index in range(len(summary.tasks))]
     learners = [learner for learner, _ in stages]
     forgotten = [
-        _forgotten(job.benchmark.tasks[index].test_images, task, learners[index], learners[-1])
+        _forgotten(_images(job, index), task, learners[index], learners[-1])
         for index, task in enumerate(summary.tasks[:-1])
+        if hasattr(job.benchmark.tasks[index], "test_images")  # digits in memory, which it shows
     ]
     if forgotten:
         _write(job, summary, forgotten)
@@ -60,6 +61,11 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
         for one in forgotten:
             if one["digits"]:
                 board.add_figure(f"forgotten/{one['task']}", _figure(one), steps)
+
+
+def _images(job: Job, index: int) -> LabelledImages:
+    images: LabelledImages = job.benchmark.tasks[index].test_images  # type: ignore[attr-defined]
+    return images
 
 
 def _learnt(job: Job, summary: Summary, index: int) -> "tuple[ContinualLearner, int]":
