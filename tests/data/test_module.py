@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lifelong.data.batches import TensorBatches
+from lifelong.data.image_task import ImageTask
 from lifelong.data.sets.images import LabelledImages
 from lifelong.data.split import stratified_split
-from lifelong.data.task import ImageTask
 from lifelong.errors import LifelongError
 
 
@@ -27,7 +27,7 @@ def rows_of(batches: TensorBatches) -> list[bytes]:
 
 
 def task(name: str = "MNIST", folder: Path | str = "nowhere", **options: Any) -> ImageTask:
-    made = ImageTask(name, options.pop("dataset", "embedded_mnist"), folder, **options)
+    made = ImageTask(options.pop("dataset", "embedded_mnist"), folder, name=name, **options)
     made.setup()
     return made
 
@@ -116,7 +116,7 @@ def test_what_makes_no_sense_is_refused_on_one_line(options: dict[str, Any], sai
 
 def test_images_are_not_to_be_had_before_setup() -> None:
     with pytest.raises(RuntimeError, match=r"call setup\(\)"):
-        _ = ImageTask("MNIST", "embedded_mnist", "nowhere").train_images
+        _ = ImageTask("embedded_mnist", "nowhere").train_images
 
 
 def test_labelled_images_refuse_other_types_and_shapes() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lifelong.data import task as module
+from lifelong.data import image_task as module
 from lifelong.data.batches import TensorBatches
 
 from .conftest import SMALL, Command

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lifelong.data import task as module
+from lifelong.data import image_task as module
 from lifelong.data.sets.images import LabelledImages
 
 from .conftest import SMALL, Command

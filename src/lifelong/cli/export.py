@@ -173,13 +173,15 @@ def _about(learnt: "LearntNetwork") -> dict[str, str]:
 def _test_images(learnt: "LearntNetwork", data_dir: Path | None) -> "tuple[Tensor, str]":
     import torch
 
+    from lifelong.data.definition import dataset_of
     from lifelong.data.sets.sources import MissingArchivesError, load
 
     def quiet(_: str) -> None:
         return
 
     folder = data_dir or Path(learnt.config["data_dir"])
-    names = [str(learnt.config["benchmark"]["tasks"][task]) for task in learnt.tasks]
+    found = [dataset_of(learnt.config["benchmark"]["tasks"][task]) for task in learnt.tasks]
+    names = [name for name in found if name is not None]
     try:
         tasks = [load(name, folder, download=False, announce=quiet) for name in names]
         source = f"the test sets of {', '.join(learnt.tasks)}"

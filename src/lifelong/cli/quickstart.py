@@ -55,11 +55,14 @@ def _both_methods(directory: Path, overrides: list[str]) -> list[DictConfig]:
 
 
 def _images_are_to_be_had(config: DictConfig) -> bool:
+    from lifelong.data.definition import dataset_of
     from lifelong.data.sets.sources import MissingArchivesError, load
 
     try:
-        for dataset in config.benchmark.tasks.values():
-            load(dataset, config.data_dir, announce=say)
+        for task in config.benchmark.tasks.values():
+            dataset = dataset_of(task)
+            if dataset is not None:
+                load(dataset, config.data_dir, announce=say)
     except MissingArchivesError:
         return False
     return True

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from lifelong.config.benchmark import build_benchmark
 from lifelong.config.check import say
 from lifelong.config.processes import is_one_of_several, starts_processes
 from lifelong.errors import LifelongError
@@ -53,9 +54,7 @@ def build_job(config: DictConfig) -> Job:
     _check_loggers(config)
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    benchmark = instantiate(config.benchmark, announce=rank_zero_only(say))
-    for task in benchmark.tasks:
-        task.setup("fit")
+    benchmark = build_benchmark(config, rank_zero_only(say))
 
     def make_learner(method: Method) -> ContinualLearner:
         return ContinualLearner(

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lifelong.config.processes import is_one_of_several
+from lifelong.data.definition import check_benchmark
 from lifelong.errors import LifelongError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -42,6 +43,7 @@ def check(config: DictConfig) -> None:
     Raises:
         LifelongError: for a value out of range; one line that names the key and what it takes.
     """  # noqa: DOC502
+    check_benchmark(config.benchmark, config.scenario)
     if config.method.get("ewc_lambda") == AUTO:
         _auto(config)
     elif "ewc_lambda" in config.method:

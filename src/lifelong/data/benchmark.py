@@ -1,58 +1,51 @@
 """A benchmark: an ordered list of tasks with a scenario."""
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Literal
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from lightning import LightningDataModule
 from torch import Tensor
 
-from lifelong.data.batches import TensorBatches
-from lifelong.data.task import ImageTask
-
-Scenario = Literal["domain", "task", "class"]
+from lifelong.data.resumable import ResumableBatches
+from lifelong.data.scenario import check_scenario
+from lifelong.data.task import Task, as_task
 
 
 class Benchmark:
     """The tasks that a network learns one after another.
 
     Args:
-        name: as on the command line.
-        tasks: task name → data set, in the order of learning.
-        scenario: what changes from task to task (van de Ven and Tolias 2019): the images'
-            ``domain``, the ``task`` with a head of its own, or the ``class``.
-        data_dir: the folder of the archives.
-        batch_size: training images in a batch.
-        val_fraction: the share of the official training images kept for validation.
-        seed: of the split and of the order of the batches.
-        announce: told, a line each time, where the images come from.
+        name: As on the command line.
+        tasks: Task name → any LightningDataModule with training, validation and test loaders, or a
+            `Task`; in the order of learning.
+        scenario: What is known at test; "domain".
+        seed: Of all that the loaders of data modules draw.
+        settings: Task name → the arguments of its data module, for its fingerprint; by default its
+            plain attributes.
+        announce: Told, a line each time, where the images come from.
+
+    Raises:
+        LifelongError: The scenario cannot be run, or a task is no data module.
     """
 
     def __init__(
         self,
         name: str,
-        tasks: Mapping[str, str],
-        data_dir: str | Path,
+        tasks: Mapping[str, LightningDataModule | Task],
         *,
-        scenario: Scenario = "domain",
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
+        scenario: str = "domain",
         seed: int = 0,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
         announce: Callable[[str], None] | None = None,
     ) -> None:
+        check_scenario(scenario)
         self.name = name
         self.scenario = scenario
         self.tasks = [
-            ImageTask(
-                task,
-                dataset,
-                data_dir,
-                batch_size=batch_size,
-                val_fraction=val_fraction,
-                seed=seed,
-                announce=announce,
-            )
-            for task, dataset in tasks.items()
+            as_task(task, module, seed=seed, settings=(settings or {}).get(task), announce=announce)
+            for task, module in tasks.items()
         ]
 
     @property
@@ -60,7 +53,7 @@ class Benchmark:
         """The tasks' names in order."""
         return [task.name for task in self.tasks]
 
-    def stage(self, index: int, *, joint: bool = False) -> "StageData":
+    def stage(self, index: int, *, joint: bool = False) -> StageData:
         """The loaders of one stage.
 
         Args:
@@ -85,7 +78,7 @@ class StageData(LightningDataModule):
         joint: whether the training images of the tasks before it are learnt along.
     """
 
-    def __init__(self, tasks: list[ImageTask], current: int, *, joint: bool = False) -> None:
+    def __init__(self, tasks: Sequence[Task], current: int, *, joint: bool = False) -> None:
         super().__init__()
         self.tasks = tasks
         self.current = tasks[current]
@@ -102,7 +95,7 @@ class StageData(LightningDataModule):
             task.trainer = self.trainer
             task.setup(stage)
 
-    def train_dataloader(self) -> TensorBatches:
+    def train_dataloader(self) -> ResumableBatches:
         """The training images of the task that is learnt, or of all up to it.
 
         Returns:
@@ -110,7 +103,7 @@ class StageData(LightningDataModule):
         """
         return self.current.train_batches(self.learnt[:-1] if self.joint else [])
 
-    def val_dataloader(self) -> list[TensorBatches]:
+    def val_dataloader(self) -> list[ResumableBatches]:
         """The validation images of every task learnt so far, the newest last.
 
         Returns:
@@ -118,7 +111,7 @@ class StageData(LightningDataModule):
         """
         return [task.val_dataloader() for task in self.learnt]
 
-    def test_dataloader(self) -> list[TensorBatches]:
+    def test_dataloader(self) -> list[ResumableBatches]:
         """The official test set of every task.
 
         Returns:

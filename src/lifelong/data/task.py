@@ -1,227 +1,330 @@
-"""One data set as a LightningDataModule: training, validation and official test batches."""
+"""A task: anything with a name, a fingerprint and batches; any LightningDataModule becomes one."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, cast
 
-import torch
-from lightning.pytorch import LightningDataModule
+from lightning import LightningDataModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import ConcatDataset, DataLoader
 
-from lifelong.data.batches import TensorBatches
-from lifelong.data.randomness import generator_for
-from lifelong.data.sets.images import LabelledImages, TaskImages
-from lifelong.data.sets.sources import load
-from lifelong.data.split import stratified_split
+from lifelong.data.fingerprint import fingerprint_of, plain_settings
+from lifelong.data.loaders import examples, rebuilt
+from lifelong.data.randomness import OwnRandomness, seed_for
+from lifelong.data.resumable import ResumableBatches
+from lifelong.data.seeded import SeededLoader
 from lifelong.errors import LifelongError
 
-_Part = TypeVar("_Part")
-_log = logging.getLogger(__name__)
+_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
+_PARTS = ("train", "val", "test")
 
 
-class ImageTask(LightningDataModule):
-    """A task to learn: images in memory, cut into training, validation and official test set.
+class Task(Protocol):
+    """What a benchmark learns one after another.
 
-    The validation set is cut from the official training set, each class in proportion; which images
-    is a function of `seed` and `name` alone. The official test set is only ever tested on.
+    Every pass over its batches is a function of seed and epoch alone, and those for training can be
+    taken up in the middle of an epoch. Batches are (images [B, ...], labels [B]).
+    """
+
+    name: str
+    trainer: Trainer | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal exactly when the data are, as far as can be told."""
+
+    @property
+    def source(self) -> str:
+        """Where the data came from, in words."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes there are, where it is known."""
+
+    def setup(self, stage: str) -> None:
+        """Make the data ready; a second call does nothing.
+
+        Args:
+            stage: What Lightning is about to do.
+        """
+
+    def train_batches(self, others: Sequence[Any] = ()) -> ResumableBatches:
+        """Return the training examples of this task and of others, mixed.
+
+        Args:
+            others: Tasks that are set up.
+        """
+
+    def val_dataloader(self) -> ResumableBatches:
+        """Return the validation examples in a fixed order."""
+
+    def test_dataloader(self) -> ResumableBatches:
+        """Return the official test examples in a fixed order."""
+
+    def consolidation_batches(self, *, rank: int = 0, world_size: int = 1) -> ResumableBatches:
+        """Return all training examples once in a fixed order.
+
+        Args:
+            rank: This process.
+            world_size: How many processes share them.
+        """
+
+
+class ModuleTask:
+    """A LightningDataModule of a user's own as a task.
+
+    Its training, validation and test loader give (images, labels), or more after these: images of
+    any shape, floating point, and labels from 0. Its `prepare_data` and `setup` ("fit" and "test")
+    are called once in each process, one process after another; what they draw at random is a
+    function of seed and name. Its hooks `on_before_batch_transfer` and `on_after_batch_transfer`
+    are applied to batches on the CPU. It may also have: `fingerprint`, `source` and `num_classes`,
+    and a `consolidation_dataloader` where the training examples are to be gone through otherwise
+    than its training loader does, such as without augmentation.
 
     Args:
         name: The task, as it appears in tables and logs.
-        dataset: One of `sources.DATASETS`.
-        data_dir: The folder of the data set's files.
-        batch_size: Training images in a batch, for each process.
-        eval_batch_size: Images in a batch where nothing is learnt.
-        val_fraction: The part of the official training set that validates, between 0 and 1.
-        seed: Of the validation split and of the order of the training batches.
-        download: Whether torchvision may fetch what is missing.
-        announce: Told, a line each time, where the images come from; default the log at level INFO.
-
-    Raises:
-        LifelongError: A batch size is not 1 or more, or `val_fraction` is not between 0 and 1.
-
-    Example:
-        >>> task = ImageTask("MNIST", "embedded_mnist", "data", val_fraction=0.1)
-        >>> task.setup()
-        >>> len(task.train_images), len(task.val_images), len(task.test_images)
-        (630, 70, 199)
+        module: The data module.
+        seed: Of all that its loaders draw.
+        settings: Its arguments, for the fingerprint; by default its plain attributes.
     """
-
-    name: str  # Lightning declares it as possibly None
 
     def __init__(
         self,
         name: str,
-        dataset: str,
-        data_dir: str | Path,
+        module: LightningDataModule,
         *,
-        batch_size: int = 128,
-        eval_batch_size: int = 1000,
-        val_fraction: float = 0.1,
         seed: int = 0,
-        download: bool = True,
-        announce: Callable[[str], None] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        for key, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if size < 1:
-                raise LifelongError(f"{key}={size}: give 1 or more, such as {key}=128")
-        if not 0 < val_fraction < 1:
-            raise LifelongError(
-                f"val_fraction={val_fraction}: give a number between 0 and 1, "
-                "such as val_fraction=0.1"
-            )
         self.name = name
-        self.dataset = dataset
-        self.data_dir = Path(data_dir)
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.val_fraction = val_fraction
+        self.module = module
         self.seed = seed
-        self.download = download
-        self._announce = announce or _log.info
-        self._task: TaskImages | None = None
-        self._train: LabelledImages | None = None
-        self._val: LabelledImages | None = None
-
-    def prepare_data(self) -> None:
-        """Download and parse once, in one process of each machine."""
-        self.setup()
-
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
-        """Load the images and cut the validation set; a second call does nothing.
-
-        Args:
-            stage: What Lightning is about to do; the images are the same for all of it.
-
-        Raises:
-            LifelongError: The data set cannot be loaded, or `val_fraction` leaves one part empty.
-        """
-        if self._task is not None:
-            return
-        task = load(self.dataset, self.data_dir, download=self.download, announce=self._announce)
-        count = round(self.val_fraction * len(task.train))
-        if not 0 < count < len(task.train):
-            raise LifelongError(
-                f"val_fraction={self.val_fraction} takes {count} of the {len(task.train)} training "
-                f"images of {self.name}: give one that leaves some on both sides, such as 0.1"
-            )
-        kept, aside = stratified_split(
-            task.train.labels, count, generator_for("validation", self.seed, self.name)
-        )
-        self._train, self._val = task.train.select(kept), task.train.select(aside)
-        self._task = task
-
-    @property
-    def train_images(self) -> LabelledImages:
-        """The official training images without those that validate."""
-        return self._set_up(self._train)
-
-    @property
-    def val_images(self) -> LabelledImages:
-        """The part of the official training images that validates."""
-        return self._set_up(self._val)
-
-    @property
-    def test_images(self) -> LabelledImages:
-        """The official test images."""
-        return self._set_up(self._task).test
-
-    @property
-    def source(self) -> str:
-        """Where the images came from, in words."""
-        return self._set_up(self._task).source
+        self.trainer: Trainer | None = None
+        self._settings = dict(plain_settings(module) if settings is None else settings)
+        self._is_set_up = False
+        self._fingerprint: str | None = None
 
     @property
     def fingerprint(self) -> str:
-        """The hexadecimal SHA-256 of the official sets' pixels and labels."""
-        return self._set_up(self._task).fingerprint
+        """The module's own, else a hash of its class, its settings and its data in memory.
 
-    def train_dataloader(self) -> TensorBatches:
-        """Return the training images, in an order of its own for each epoch.
-
-        Returns:
-            Batches of this process's share, on the device that trains.
+        Raises:
+            LifelongError: Its own is no text.
         """
-        return self.train_batches()
+        own = getattr(self.module, "fingerprint", None)
+        if own is not None:
+            if not isinstance(own, str):
+                raise LifelongError(f"fingerprint of task {self.name} is {own!r}; give a text")
+            return own
+        if self._fingerprint is None:
+            loaders = [self._loader(part) for part in _PARTS]
+            self._fingerprint = fingerprint_of(type(self.module), self._settings, loaders)
+        return self._fingerprint
 
-    def train_batches(self, others: Sequence[ImageTask] = ()) -> TensorBatches:
-        """Return the training images of this task and of others, mixed.
+    @property
+    def source(self) -> str:
+        """The module's own word for it, else its class."""
+        cls = type(self.module)
+        return str(getattr(self.module, "source", None) or f"{cls.__module__}.{cls.__qualname__}")
+
+    @property
+    def num_classes(self) -> int | None:
+        """The module's own number of classes, if it has one."""
+        own = getattr(self.module, "num_classes", None)
+        return own if isinstance(own, int) else None
+
+    def setup(self, stage: str = "fit") -> None:
+        """Prepare and set up the module; a second call does nothing.
+
+        Args:
+            stage: What Lightning is about to do; the module is made ready for all of it.
+        """
+        self.module.trainer = self.trainer
+        if self._is_set_up:
+            return
+        cls = type(self.module)
+        drawn = OwnRandomness("prepare", self.seed, self.name)
+        with _one_process_at_a_time(f"{cls.__module__}.{cls.__qualname__}"), drawn.swapped():
+            self.module.prepare_data()
+        with OwnRandomness("setup", self.seed, self.name).swapped():
+            for stage in ("fit", "test"):
+                self.module.setup(stage)
+        self._is_set_up = True
+
+    def train_batches(self, others: Sequence[Any] = ()) -> SeededLoader:
+        """Return the training examples of this task and of others, mixed.
 
         Args:
             others: Tasks that are set up.
 
         Returns:
-            Batches of this process's share, on the device that trains; every image once an epoch.
-        """
-        images = self.train_images
-        if others:
-            parts = [*(task.train_images for task in others), images]
-            images = LabelledImages(
-                torch.cat([part.images for part in parts]),
-                torch.cat([part.labels for part in parts]),
-            )
-        return self._batches(images, self.batch_size, shuffle=True)
+            Batches of this process's share, on the CPU.
 
-    def val_dataloader(self) -> TensorBatches:
-        """Return the validation images in a fixed order.
+        Raises:
+            LifelongError: They cannot be mixed.
+        """  # noqa: DOC502
+        loader = self._loader("train")
+        return self._seeded(self._joint(loader, others) if others else loader, "train")
+
+    def train_dataloader(self) -> SeededLoader:
+        """Return the training examples.
 
         Returns:
-            Batches of this process's share, on the device that trains.
+            Batches of this process's share, on the CPU.
         """
-        return self._batches(self.val_images, self.eval_batch_size)
+        return self.train_batches()
 
-    def test_dataloader(self) -> TensorBatches:
-        """Return the official test images in a fixed order.
+    def val_dataloader(self) -> SeededLoader:
+        """Return the validation examples, alike in all passes.
 
         Returns:
-            Batches of this process's share, on the device that trains.
+            Batches of this process's share, on the CPU.
         """
-        return self._batches(self.test_images, self.eval_batch_size)
+        return self._seeded(self._loader("val"), "val")
 
-    def consolidation_batches(self, *, rank: int = 0, world_size: int = 1) -> TensorBatches:
-        """Return the training images in a fixed order, for estimating importance.
+    def test_dataloader(self) -> SeededLoader:
+        """Return the official test examples, alike in all passes.
 
-        A mean over examples needs them all: by default every process gets all of them. Who adds up
-        the processes' sums gives `rank` and `world_size`.
+        Returns:
+            Batches of this process's share, on the CPU.
+        """
+        return self._seeded(self._loader("test"), "test")
+
+    def consolidation_batches(self, *, rank: int = 0, world_size: int = 1) -> SeededLoader:
+        """Return the training examples in a fixed order, for estimating importance.
+
+        Of a DataLoader over a map-style data set it is all examples, also those that `drop_last`
+        leaves out; from any other loader it is what the loader gives. What a data set augments is
+        augmented here too, always alike.
 
         Args:
             rank: This process.
-            world_size: How many processes share the images.
+            world_size: How many processes share the examples.
 
         Returns:
-            Batches of `eval_batch_size`, on the CPU.
+            Batches, on the CPU.
         """
-        images = self.train_images
-        return TensorBatches(
-            images.images,
-            images.labels,
-            batch_size=self.eval_batch_size,
-            shuffle=False,
-            rank=rank,
-            world_size=world_size,
-        )
+        if hasattr(self.module, "consolidation_dataloader"):
+            loader = self._loader("consolidation")
+        else:
+            loader = self._loader("train")
+            dataset = examples(loader)
+            if dataset is not None:
+                loader = rebuilt(loader, dataset)
+        return self._seeded(loader, "consolidation", rank=rank, world_size=world_size)
 
-    def _batches(
-        self, images: LabelledImages, batch_size: int, *, shuffle: bool = False
-    ) -> TensorBatches:
-        # Lightning shards and moves a torch DataLoader only: here both are up to the loader
-        trainer = self.trainer
-        batches = TensorBatches(
-            images.images,
-            images.labels,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
-        return batches.to(trainer.strategy.root_device) if trainer else batches
-
-    def _set_up(self, value: _Part | None) -> _Part:
-        if value is None:
-            raise RuntimeError(
-                f"call setup() of the task {self.name!r} before asking for its images"
+    def _loader(self, part: str) -> Any:
+        cls, method = type(self.module).__qualname__, f"{part}_dataloader"
+        with OwnRandomness(method, self.seed, self.name).swapped():
+            try:
+                loader = getattr(self.module, method)()
+            except MisconfigurationException as error:
+                raise LifelongError(
+                    f"task {self.name}: {cls} has no {method}; a task needs train_dataloader, "
+                    "val_dataloader and test_dataloader"
+                ) from error
+        if isinstance(loader, list | tuple) and len(loader) == 1:
+            (loader,) = loader
+        if not hasattr(loader, "__iter__") or isinstance(loader, list | tuple | dict):
+            raise LifelongError(
+                f"task {self.name}: {method} of {cls} gave a {type(loader).__name__}; "
+                "give one loader of (images, labels)"
             )
-        return value
+        return loader
+
+    def _seeded(self, loader: Any, part: str, **share: int) -> SeededLoader:
+        trainer = self.trainer
+        if not share and trainer is not None:
+            share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        words = {"train": "training", "val": "validation"}.get(part, part)
+        return SeededLoader(
+            loader,
+            name=f"the {words} loader of task {self.name}",
+            purpose=f"{self.name} {part}",
+            seed=self.seed,
+            train=part == "train",
+            prepare=self._hooks if self._has_hooks() else None,
+            **share,
+        )
+
+    def _has_hooks(self) -> bool:
+        return any(is_overridden(hook, self.module, LightningDataModule) for hook in _HOOKS)
+
+    def _hooks(self, batch: Any) -> Any:
+        for hook in _HOOKS:
+            batch = getattr(self.module, hook)(batch, 0)
+        return batch
+
+    def _joint(self, loader: Any, others: Sequence[Any]) -> DataLoader[Any]:
+        parts = []
+        for task in (*others, self):
+            if not isinstance(task, ModuleTask) or task._has_hooks():
+                raise _not_joint(task)
+            own = task._loader("train")
+            dataset = examples(own)
+            if dataset is None or own.collate_fn is not loader.collate_fn:
+                raise _not_joint(task)
+            parts.append(dataset)
+        drops = bool(getattr(loader.batch_sampler, "drop_last", False))
+        return rebuilt(loader, ConcatDataset(parts), shuffle=True, drop_last=drops)
+
+
+def as_task(
+    name: str,
+    module: LightningDataModule | Task,
+    *,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> Task:
+    """Return a data module as a task of that name.
+
+    Args:
+        name: The task.
+        module: A task, which is given the name, or any LightningDataModule.
+        seed: Of all that the loaders of a module draw.
+        settings: The module's arguments, for its fingerprint.
+        announce: Told, a line each time, where the data come from, by a task that speaks of it.
+
+    Returns:
+        The task.
+
+    Raises:
+        LifelongError: It is neither.
+    """
+    # by the class: what a task has may be asked of it only when it is set up
+    if all(hasattr(type(module), method) for method in ("train_batches", "consolidation_batches")):
+        task = cast("Any", module)
+        task.name = name
+        if announce is not None and hasattr(task, "announce"):
+            task.announce = announce
+        return cast("Task", task)
+    if not isinstance(module, LightningDataModule):
+        raise LifelongError(
+            f"benchmark.tasks.{name} is a {type(module).__name__}; give a LightningDataModule"
+        )
+    return ModuleTask(name, module, seed=seed, settings=settings)
+
+
+def _not_joint(task: Any) -> LifelongError:
+    return LifelongError(
+        f"the training examples of task {task.name} cannot be mixed with those of others: joint "
+        "training wants DataLoaders over map-style data sets, with one way to collate and without "
+        "transfer hooks; type another method, such as method=ewc"
+    )
+
+
+@contextmanager
+def _one_process_at_a_time(what: str) -> Iterator[None]:
+    # who comes second finds what the first has downloaded
+    path = Path(tempfile.gettempdir()) / f"lifelong-{os.getuid()}-{seed_for(what):08x}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -13,7 +13,7 @@ class Perceptron(nn.Module):
     logits = W_L relu(… relu(W_1 x + b_1) …) + b_L, with x the image as one row.
 
     Args:
-        in_features: the number of pixels; 784 for 28×28.
+        in_features: the values of an image, whatever its shape; 784 for 28×28, 3072 for 3×32×32.
         hidden: the widths between the pixels and the classes; empty for softmax regression.
         num_classes: the number of logits.
 
@@ -31,6 +31,7 @@ class Perceptron(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features = in_features
+        self.num_classes = num_classes
         widths = [in_features, *hidden, num_classes]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
@@ -41,9 +42,9 @@ class Perceptron(nn.Module):
         """The logits of a batch of images.
 
         Args:
-            images: normalised pixels; [batch, 1, 28, 28] or any shape with as many pixels.
+            images: normalised pixels; [batch, ...], `in_features` of them in an image.
 
         Returns:
             Unnormalised log-probabilities; [batch, classes].
         """
-        return self.layers(images.reshape(-1, self.in_features))
+        return self.layers(images.flatten(1))

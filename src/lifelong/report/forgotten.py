@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from lifelong.data.files.whole import whole_file
-from lifelong.data.sets.images import MEAN, STD, LabelledImages
+from lifelong.data.sets.images import LabelledImages, normalised
 from lifelong.methods import Method, PenaltyMethod
 from lifelong.report.digits import digits_figure
 from lifelong.report.importance import importance_figure
@@ -41,8 +41,9 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
     stages = [_learnt(job, summary, index) for index in range(len(summary.tasks))]
     learners = [learner for learner, _, _ in stages]
     forgotten = [
-        _forgotten(job.benchmark.tasks[index].test_images, task, learners[index], learners[-1])
+        _forgotten(_images(job, index), task, learners[index], learners[-1])
         for index, task in enumerate(summary.tasks[:-1])
+        if hasattr(job.benchmark.tasks[index], "test_images")  # digits in memory, which it shows
     ]
     if forgotten:
         _write(job, summary, forgotten)
@@ -61,6 +62,11 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
                 board.add_figure(f"forgotten/{one['task']}", _figure(one), steps)
 
 
+def _images(job: Job, index: int) -> LabelledImages:
+    images: LabelledImages = job.benchmark.tasks[index].test_images  # type: ignore[attr-defined]
+    return images
+
+
 def _learnt(job: Job, summary: Summary, index: int) -> "tuple[ContinualLearner, Method, int]":
     method = job.make_method()
     learner = job.make_learner(method)
@@ -75,7 +81,7 @@ def _learnt(job: Job, summary: Summary, index: int) -> "tuple[ContinualLearner, 
 def _read(learner: "ContinualLearner", images: Tensor) -> Tensor:
     return torch.cat(
         [
-            learner.network((part.unsqueeze(1).float() / 255 - MEAN) / STD).argmax(dim=-1)
+            learner.network(normalised(part.unsqueeze(1))).argmax(dim=-1)
             for part in images.split(BATCH)
         ]
     )

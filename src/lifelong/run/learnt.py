@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lifelong.data.sets.images import MEAN, STD
+from lifelong.data.definition import dataset_of
+from lifelong.data.sets.images import normalised
 from lifelong.errors import LifelongError
 from lifelong.run.resume.checkpoint import load_checkpoint
 
@@ -39,7 +40,7 @@ class ReadsPixels(nn.Module):
         Returns:
             Probabilities; [batch, classes].
         """
-        return self.network((pixels - MEAN) / STD).softmax(dim=-1)
+        return self.network(normalised(pixels, full=1.0)).softmax(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class LearntNetwork:
     def learnt_from_embedded_digits(self) -> bool:
         """Whether it learnt scikit-learn's digits, not the MNIST and USPS archives."""
         datasets = self.config["benchmark"]["tasks"]
-        return any(str(datasets[task]).startswith("embedded") for task in self.tasks)
+        return any(str(dataset_of(datasets[task])).startswith("embedded") for task in self.tasks)
 
     def probabilities(self, pixels: Tensor) -> Tensor:
         """Read images.

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SIDE = 28  # pixels: the frame that every task's images share, MNIST's own
+# Of these data sets, not of images: whoever trains on others takes nothing from here.
+SIDE = 28  # pixels: the frame that the digits share, MNIST's own
 BOX = 20  # pixels: MNIST fits its digits into a square of this side
 CLASSES = 10
-MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels in 0..1; every task is normalised by them
+MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels in 0..1; all digits are normalised by them
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,17 +74,48 @@ class TaskImages:
         train: The official training images.
         test: The official test images.
         source: Where the images came from, in words for a table or a result file.
+        mean: What is subtracted from pixels in 0..1.
+        std: What they are divided by after that.
     """
 
     name: str
     train: LabelledImages
     test: LabelledImages
     source: str
+    mean: float = MEAN
+    std: float = STD
 
     @cached_property
     def fingerprint(self) -> str:
         """The hexadecimal SHA-256 of all pixels and labels: equal exactly when the data are."""
         return digest(self.train.images, self.train.labels, self.test.images, self.test.labels)
+
+
+def normalised(
+    pixels: Tensor, *, full: float = 255.0, mean: float = MEAN, std: float = STD
+) -> Tensor:
+    """Return pixels as networks read them: `(x / full - mean) / std`.
+
+    Args:
+        pixels: Of any shape; bytes, or floating point where the result is to be differentiated or
+            exported.
+        full: The value of full ink: 255, or 1 for pixels in 0..1.
+        mean: Subtracted from pixels in 0..1; MNIST's mean.
+        std: Divided by after that; MNIST's standard deviation.
+
+    Returns:
+        The values, float32, of the same shape.
+
+    Example:
+        >>> import torch
+        >>> normalised(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
+        [-0.4242129325866699, 2.821486473083496]
+    """
+    # as few passes over the pixels as can be: x / full / std - mean / std
+    if pixels.is_floating_point():
+        return pixels * (1 / (full * std)) - mean / std
+    values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    return values.mul_(1 / (full * std)).sub_(mean / std)
 
 
 def digest(*tensors: Tensor) -> str:

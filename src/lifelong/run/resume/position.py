@@ -171,7 +171,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
-        if (not prefix and key in FREE) or (prefix == "benchmark." and key == "data_dir"):
+        if (not prefix and key in FREE) or (prefix.startswith("benchmark.") and key == "data_dir"):
             continue
         if isinstance(item, Mapping):
             yield from _flat(item, f"{prefix}{key}.")
