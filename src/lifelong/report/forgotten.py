@@ -15,8 +15,8 @@ from lifelong.data.sets.images import MEAN, STD, LabelledImages
 from lifelong.report.digits import digits_figure
 from lifelong.report.importance import importance_figure
 from lifelong.report.matrix import accuracy_matrix_figure
-from lifelong.run import Job, Summary, stage_checkpoint
-from lifelong.run.resume.checkpoint import load_checkpoint
+from lifelong.run import Job, Summary
+from lifelong.run.learnt import learner_after
 
 if TYPE_CHECKING:
     from lifelong.learning import ContinualLearner
@@ -38,7 +38,7 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
         loggers: those of TensorBoard get pictures.
     """
     boards = [one.experiment for one in loggers if isinstance(one, TensorBoardLogger)]
-    stages = [_learnt(job, summary, index) for index in range(len(summary.tasks))]
+    stages = [learner_after(job, index) for index in range(len(summary.tasks))]
     learners = [learner for learner, _ in stages]
     forgotten = [
         _forgotten(job.benchmark.tasks[index].test_images, task, learners[index], learners[-1])
@@ -47,8 +47,8 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
     if forgotten:
         _write(job, summary, forgotten)
     steps = 0
-    for index, (learner, taken) in enumerate(stages):
-        steps += taken
+    for index, (learner, stage) in enumerate(stages):
+        steps += int(stage.stages[-1]["steps"])
         penalty = learner.penalty
         # Kronecker factors have no importance of a single weight.
         known = penalty.importances() if isinstance(penalty, QuadraticPenalty) else {}
@@ -60,14 +60,6 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
         for one in forgotten:
             if one["digits"]:
                 board.add_figure(f"forgotten/{one['task']}", _figure(one), steps)
-
-
-def _learnt(job: Job, summary: Summary, index: int) -> "tuple[ContinualLearner, int]":
-    learner = job.make_learner()
-    path = stage_checkpoint(job.directory, index, summary.tasks[index])
-    content = load_checkpoint(path, "stage")
-    learner.load_state_dict(content["state_dict"])
-    return learner.eval(), int(content["stages"][-1]["steps"])
 
 
 @torch.inference_mode()
