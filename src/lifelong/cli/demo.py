@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     words.add_argument("--no-show", action="store_true", help="do not open a browser")
     words.add_argument(
-        "--trust", action="store_true", help="let the checkpoints name code of your own to import"
+        "--trust", action="store_true", help="let the checkpoints name any code, and run it"
     )
     return words
 

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--output", type=Path, help="network.onnx or network.pt2 by default")
     words.add_argument("--data-dir", type=Path, help="of the test images; the run's by default")
     words.add_argument(
-        "--trust", action="store_true", help="let the checkpoint name code of your own to import"
+        "--trust", action="store_true", help="let the checkpoint name any code, and run it"
     )
     return words
 

@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--json", action="store_true", help="JSON with all ten probabilities")
     words.add_argument("--ink", choices=("dark", "light"), help="the digit against its paper")
     words.add_argument(
-        "--trust", action="store_true", help="let the checkpoint name code of your own to import"
+        "--trust", action="store_true", help="let the checkpoint name any code, and run it"
     )
     return words
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lifelong.data.files.whole import whole_file
 from lifelong.data.sets.images import LabelledImages, normalised
-from lifelong.methods import Method, PenaltyMethod
+from lifelong.methods import PenaltyMethod
 from lifelong.report.digits import digits_figure
 from lifelong.report.importance import importance_figure
 from lifelong.report.matrix import accuracy_matrix_figure
-from lifelong.run import Job, Summary, stage_checkpoint
-from lifelong.run.resume.checkpoint import load_checkpoint
+from lifelong.run import Job, Summary
+from lifelong.run.learnt import learner_after
 
 if TYPE_CHECKING:
     from lifelong.learning import ContinualLearner
@@ -38,7 +38,7 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
         loggers: those of TensorBoard get pictures.
     """
     boards = [one.experiment for one in loggers if isinstance(one, TensorBoardLogger)]
-    stages = [_learnt(job, summary, index) for index in range(len(summary.tasks))]
+    stages = [learner_after(job, index) for index in range(len(summary.tasks))]
     learners = [learner for learner, _, _ in stages]
     forgotten = [
         _forgotten(_images(job, index), task, learners[index], learners[-1])
@@ -48,8 +48,8 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
     if forgotten:
         _write(job, summary, forgotten)
     steps = 0
-    for index, (_, method, taken) in enumerate(stages):
-        steps += taken
+    for index, (_, method, stage) in enumerate(stages):
+        steps += int(stage.stages[-1]["steps"])
         # Kronecker factors have no importance of a single weight.
         known = method.penalty.importances() if isinstance(method, PenaltyMethod) else {}
         figure = importance_figure(known, summary.tasks[: index + 1])
@@ -65,16 +65,6 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
 def _images(job: Job, index: int) -> LabelledImages:
     images: LabelledImages = job.benchmark.tasks[index].test_images  # type: ignore[attr-defined]
     return images
-
-
-def _learnt(job: Job, summary: Summary, index: int) -> "tuple[ContinualLearner, Method, int]":
-    method = job.make_method()
-    learner = job.make_learner(method)
-    path = stage_checkpoint(job.directory, index, summary.tasks[index])
-    content = load_checkpoint(path, "stage")
-    learner.network.load_state_dict(content["network"])
-    method.load_state_dict(content["method"])
-    return learner.eval(), method, int(content["stages"][-1]["steps"])
 
 
 @torch.inference_mode()

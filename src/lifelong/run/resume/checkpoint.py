@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lifelong.data.files.whole import whole_file
 from lifelong.errors import LifelongError
 
 FORMAT = 3
+DEEPEST = 64  # levels of lists and dictionaries; ours have six
 
 
 class CheckpointError(LifelongError):
@@ -52,7 +54,9 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         CheckpointError: when it is damaged (cut short, a bit flipped), or none of ours.
     """
     try:
-        whole = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of what is refused below
+            whole = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is not there") from error
     except Exception as error:
@@ -65,6 +69,8 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has format {whole.get('format')}; this version reads format {FORMAT}"
         )
+    if not _is_plain(whole):
+        raise CheckpointError(f"{path} is damaged: it holds what no checkpoint of lifelong does")
     if whole.pop("digest", None) != digest(whole):
         raise CheckpointError(f"{path} is damaged (its digest does not fit its content)")
     return whole
@@ -82,6 +88,24 @@ def digest(content: Any) -> str:
     hashed = hashlib.sha256()
     _take_up(hashed, content)
     return hashed.hexdigest()
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    # Before anything is done with it: an expanded tensor asks for any memory, a sparse one and one
+    # without storage have no bytes.
+    if depth > DEEPEST:
+        return False
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            return False
+        return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    if isinstance(value, dict):
+        return all(
+            isinstance(key, str | int) and _is_plain(item, depth + 1) for key, item in value.items()
+        )
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item, depth + 1) for item in value)
+    return True
 
 
 def _take_up(hashed: "hashlib._Hash", value: Any) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import LifelongError
-from lifelong.run.resume.checkpoint import CheckpointError, load_checkpoint
+from lifelong.run.learnt import read_stage
+from lifelong.run.resume.checkpoint import CheckpointError
 from lifelong.run.resume.journal import Entry
 from lifelong.run.resume.keeping import previous, read_progress
 from lifelong.run.summary import StageResult
@@ -92,17 +93,17 @@ def find_position(
         if not path.exists():
             continue
         try:
-            content = load_checkpoint(path, "stage")
+            stage = read_stage(path)
         except CheckpointError as error:
             tell(f"{error}; going back to the checkpoint before it")
             continue
-        refuse_another_run(path, content["about"], about)
+        refuse_another_run(path, {"config": stage.config, "data": stage.data}, about)
         position = Position(
-            stages=[StageResult(**stage) for stage in content["stages"]],
-            untrained=content["untrained"],
-            network=content["network"],
-            method=content["method"],
-            journal=[(step, figures) for step, figures in content["journal"]],
+            stages=[StageResult(**one) for one in stage.stages],
+            untrained=stage.untrained,
+            network=stage.network,
+            method=stage.method,
+            journal=stage.journal,
         )
         break
     progress, content, complaints = read_progress(progress_checkpoint(directory))
