@@ -10,8 +10,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from lifelong.config.check import run_command, say
+from lifelong.config.check import remove_if_empty, run_command, say
 from lifelong.config.compose import compose_run
+from lifelong.config.folder import claim
 from lifelong.search.branches import learn_branches
 
 USAGE = """lifelong-quickstart [key=value ...]
@@ -25,7 +26,12 @@ def quickstart(overrides: list[str]) -> None:
     Args:
         overrides: ``key=value`` words as for ``lifelong-train``.
     """
-    directory = Path("outputs/quickstart") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    directory = claim(Path("outputs/quickstart") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    with remove_if_empty(str(directory)):
+        _learn_both(directory, overrides)
+
+
+def _learn_both(directory: Path, overrides: list[str]) -> None:
     configs = _both_methods(directory, ["benchmark=mnist_usps", *overrides])
     if not _images_are_to_be_had(configs[0]):
         say(

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from lifelong.config.check import check, remove_if_empty, run_command
 from lifelong.config.compose import CONF
 from lifelong.config.continuing import continued, how_to_continue, note_run
+from lifelong.config.folder import let_go
 from lifelong.search.sweep import (
     end_overview,
     how_to_continue_sweep,
@@ -102,6 +103,7 @@ def main() -> None:
         run_command(_train_or_say_how_to_go_on)
     finally:
         end_overview()
+        let_go()
 
 
 if __name__ == "__main__":

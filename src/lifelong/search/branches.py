@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from lifelong.config.continuing import note_run
+from lifelong.config.folder import own_folder
 from lifelong.search.decades import learn_config
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def learn_branches(
     """
     for config in configs:
         keep = Path(config.output_dir) / ".hydra"
-        keep.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, keep / "config.yaml")
-        note_run(config, [])
-        yield learn_config(config, prepare=prepare)
+        with own_folder(config.output_dir):
+            keep.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(config, keep / "config.yaml")
+            note_run(config, [])
+            summary = learn_config(config, prepare=prepare)
+        yield summary

@@ -9,8 +9,8 @@ import math
 import re
 import shlex
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lifelong.config.check import check_choice, one_line, remove_if_empty, run_command, say, silence
+from lifelong.config.folder import own_folder
 from lifelong.errors import LifelongError
 from lifelong.report.numbers import as_typed
 from lifelong.search.notes import FAILED, FINISHED, Note, Notebook, remove_notes
@@ -71,7 +72,7 @@ def run_of_sweep(config: DictConfig, learn: Callable[[DictConfig], float | None]
     from lifelong.learning.progress import without_bars
 
     try:
-        with remove_if_empty(config.output_dir), without_bars(), _unless_first(_notebook.note):
+        with _alone(config), without_bars(), _unless_first(_notebook.note):
             result = learn(config)
         _notebook.write(state=FINISHED)
         return result
@@ -86,6 +87,13 @@ def run_of_sweep(config: DictConfig, learn: Callable[[DictConfig], float | None]
     finally:
         _notebook = None
     return math.nan
+
+
+@contextmanager
+def _alone(config: DictConfig) -> Iterator[None]:
+    # Another run's folder is refused before it could be taken away as one without results.
+    with own_folder(config.output_dir), remove_if_empty(config.output_dir):
+        yield
 
 
 def _unless_first(note: Note) -> AbstractContextManager[None]:
