@@ -182,8 +182,8 @@ class Diagnose:
                 f"{100 * self._largest:.2g} % of the loss's; a larger {name} keeps more"
             )
         last = float(self._total) / self._count if self._total is not None else None
-        held = self._largest > PULLING and last is not None
-        if held and self._first is not None and last > FROZEN * self._first:
+        stuck = self._first is not None and last is not None and last > FROZEN * self._first
+        if stuck and self._largest > PULLING:
             found.append(
                 f"λ freezes the network: the loss on {task} went from {self._first:.3g} to "
                 f"{last:.3g} nats; a smaller {name} lets it learn"

@@ -27,6 +27,7 @@ from lifelong.learning.shards import share_of_loader
 from lifelong.methods.base import Method, device_of, network_of
 
 Step = Literal["explicit", "proximal"]
+WATCHED = "lifelong: how λ was watched"  # a key of the Trainer's checkpoints
 
 
 class PenaltyMethod(Method):
@@ -302,10 +303,9 @@ class PenaltyMethod(Method):
         """What it keeps from task to task.
 
         Returns:
-            The penalty's buffers, and how far λ was watched.
+            The penalty's buffers.
         """
-        watched = {} if self._diagnose is None else {"diagnose": self._diagnose.state_dict()}
-        return {"penalty": self.penalty.state_dict(), **watched}
+        return {"penalty": self.penalty.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned.
@@ -314,8 +314,32 @@ class PenaltyMethod(Method):
             state_dict: tensors and plain values.
         """
         self.penalty.load_state_dict(state_dict["penalty"])
-        if self._diagnose is not None and "diagnose" in state_dict:
-            self._diagnose.load_state_dict(state_dict["diagnose"])
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep, with the middle of a fit, how λ was watched in it; other tasks have no use for it.
+
+        Args:
+            trainer: unused.
+            pl_module: unused.
+            checkpoint: the Trainer's.
+        """
+        if self._diagnose is not None:
+            checkpoint[WATCHED] = self._diagnose.state_dict()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on watching λ.
+
+        Args:
+            trainer: unused.
+            pl_module: unused.
+            checkpoint: the Trainer's.
+        """
+        if self._diagnose is not None and WATCHED in checkpoint:
+            self._diagnose.load_state_dict(checkpoint[WATCHED])
 
     def _batches_of(self, trainer: Trainer) -> Iterable[Any]:
         rank, world_size = trainer.global_rank, trainer.world_size
