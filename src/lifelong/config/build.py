@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lifelong.config.benchmark import build_benchmark
 from lifelong.config.check import say
+from lifelong.config.fits import check_fits
 from lifelong.config.processes import is_one_of_several, starts_processes
+from lifelong.data.randomness import OwnRandomness
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
 from lifelong.learning.progress import shows_progress
@@ -55,6 +57,8 @@ def build_job(config: DictConfig) -> Job:
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     benchmark = build_benchmark(config, rank_zero_only(say))
+    with OwnRandomness("fits").swapped():
+        check_fits(instantiate(config.model), benchmark.tasks)
 
     def make_learner(method: Method) -> ContinualLearner:
         return ContinualLearner(

@@ -23,9 +23,9 @@ class SeededLoader(ResumableBatches):
     Everything random in an epoch (order, seeds of the workers, augmentations in this process) is
     drawn from global generators of torch, NumPy and Python that are seeded by (seed, purpose,
     epoch) and swapped in while a batch is drawn; what others draw meanwhile has no part in it. A
-    resumed pass draws what was given before and drops it. Generators that the loader or its samplers hold
-    are seeded alike, and a sampler's `set_epoch` is called. What a data set draws from a generator
-    that it keeps to itself is beyond this.
+    resumed pass draws what was given before and drops it. Generators that the loader or its
+    samplers hold are seeded alike, and a sampler's `set_epoch` is called. What a data set draws
+    from a generator that it keeps to itself is beyond this.
 
     Of several processes each gets its share. Where the loader is a DataLoader that goes through a
     map-style data set in order or shuffled, it is built anew with a sampler: for training padded,
