@@ -36,7 +36,7 @@ from lifelong.run.stage import (
     recall,
     test_accuracies,
 )
-from lifelong.run.stage_key import fit_key, importance_key
+from lifelong.run.stage_key import fit_key, state_key
 from lifelong.run.store import NoStore, StageStore
 from lifelong.run.summary import StageResult, Summary, hyperparameter_metrics, summarize
 
@@ -202,7 +202,7 @@ class _Run:
         index, job, learner = len(self.stages), self.job, self.learner
         data = job.benchmark.stage(index, joint=job.joint)
         learner.current_task = name = data.current.name
-        key = fit_key(job.config, self.tasks, index)
+        key = fit_key(job.config, self.tasks, index, plain=self._is_plain(index))
         with job.store.exclusive(key, name):
             kept = job.store.recall("fit", key)
             if kept is None:
@@ -302,7 +302,7 @@ class _Run:
         consolidation = self._consolidation()
         kept = None
         if consolidation is not None:
-            kept = job.store.recall("importance", importance_key(key, job.config))
+            kept = job.store.recall("importance", state_key(key, job.config))
         importance = None if kept is None else from_plain(kept["importance"])
         consolidated = recall(learnt, self.make_trainer, learner, data, consolidation, importance)
         reused = {"fit": learnt.seconds}
@@ -323,9 +323,15 @@ class _Run:
             name, accuracy, seconds, learnt.steps, learnt.curves, reused, learnt.warnings
         )
 
+    def _is_plain(self, index: int) -> bool:
+        # With λ = 0 and a consolidation Ω is still in the curves.
+        job = self.job
+        method = job.joint or job.ewc_lambda > 0 or job.consolidation is not None
+        return index == 0 or not method
+
     def _keep_importance(self, key: str, consolidation: Consolidate, seconds: float) -> None:
         content = {"importance": plain(consolidation.importance), "seconds": seconds}
-        self.job.store.keep("importance", importance_key(key, self.job.config), content)
+        self.job.store.keep("importance", state_key(key, self.job.config), content)
 
     def _consolidation(self) -> Consolidate | None:
         last = len(self.stages) + 1 == len(self.job.benchmark.tasks)
