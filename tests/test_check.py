@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from lifelong.config.check import check
 from lifelong.config.compose import CONF, compose_run
 from lifelong.config.console import one_line
+from lifelong.config.continuing import continued, note_run
 from lifelong.errors import LifelongError
 from lifelong.run.keys import MOVED, moved
 from lifelong.run.resume.position import differences
@@ -172,3 +173,15 @@ def test_every_file_of_the_configuration_composes() -> None:
         config = composed(f"{group}={option}")
         assert OmegaConf.to_container(config, resolve=True)
         check(config)
+
+
+def test_what_is_free_is_taken_from_the_command_that_resumes(tmp_path: Path) -> None:
+    words = ["benchmark=usps_mnist", "data_dir=old", "seed=3", f"output_dir={tmp_path}"]
+    note_run(compose_run(words), words)
+    (tmp_path / ".hydra/config.yaml").touch()
+    again = composed(f"output_dir={tmp_path}", "data_dir=new", "resume=true", "choice.low=2")
+    found = continued(again, ["data_dir=new", "resume=true", "choice.low=2", "hydra.run.dir=x"])
+    assert (found.benchmark.name, found.seed, found.resume) == ("usps_mnist", 3, True)
+    assert (found.data_dir, found.benchmark.data_dir, found.choice.low) == ("new", "new", 2)
+    for other in ("batch_size=3", "~logger.tensorboard"):
+        assert continued(again, ["resume=true", other]) is again
