@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from lifelong.run.stage_key import fit_key, importance_key
 from lifelong.run.store import StageStore
 
 from .conftest import SMALL, Command
@@ -55,71 +54,6 @@ def test_shared_and_unshared_runs_agree_bit_for_bit(
     once_more = command("train", *SMALL, *words, "stages=st", "hydra.run.dir=again")
     assert f"{SECOND}: taken from the stage store" in once_more.err
     assert difference(results(tmp_path / "again"), expected) is None
-
-
-CONFIG: dict[str, Any] = {
-    "model": {"hidden": [3]},
-    "seed": 0,
-    "method": {"ewc_lambda": 1.0, "penalty": {}, "consolidation": {"estimator": {"labels": "e"}}},
-}
-TASKS = [("a", "11"), ("b", "22")]
-
-
-@pytest.mark.parametrize(
-    ("change", "first", "second"),
-    [
-        ({"method": CONFIG["method"] | {"ewc_lambda": 2.0}}, True, False),
-        ({"method": CONFIG["method"] | {"penalty": {"damping": 0.1}}}, True, False),
-        ({"data_dir": "elsewhere"}, True, True),
-        ({"seed": 1}, False, False),
-        ({"model": {"hidden": [4]}}, False, False),
-        ({"trainer": {"precision": "bf16-mixed"}}, False, False),
-    ],
-)
-def test_a_key_holds_what_shaped_the_stage_and_nothing_else(
-    change: dict[str, Any], first: bool, second: bool
-) -> None:
-    other = CONFIG | change
-    assert (fit_key(CONFIG, TASKS, 0) == fit_key(other, TASKS, 0)) is first
-    assert (fit_key(CONFIG, TASKS, 1) == fit_key(other, TASKS, 1)) is second
-
-
-def test_a_key_knows_the_images_the_order_the_threads_and_the_estimator() -> None:
-    key = fit_key(CONFIG, TASKS, 0)
-    assert fit_key(CONFIG, [("a", "11"), ("c", "33")], 0) == key
-    assert fit_key(CONFIG, [("a", "12"), ("b", "22")], 0) != key
-    assert fit_key(CONFIG, TASKS[::-1], 1) != fit_key(CONFIG, TASKS, 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    assert fit_key(CONFIG, TASKS, 0) != key
-    torch.set_num_threads(threads)
-    # Neither held nor measured: how it would be does not count.
-    free = {**CONFIG, "method": {"ewc_lambda": 0.0, "penalty": {}, "consolidation": None}}
-    other = CONFIG | {"method": {"ewc_lambda": 0, "penalty": {"damping": 0.1}}}
-    assert fit_key(free, TASKS, 1) == fit_key(other, TASKS, 1)
-    measured = {**CONFIG, "method": CONFIG["method"] | {"ewc_lambda": 0.0}}
-    assert fit_key(free, TASKS, 1) != fit_key(measured, TASKS, 1)
-
-    def consolidating(**words: Any) -> dict[str, Any]:
-        return {**CONFIG, "method": CONFIG["method"] | {"consolidation": words}}
-
-    other = consolidating(estimator={"labels": "s"})
-    assert importance_key(key, CONFIG) != importance_key(key, other)
-    faded = consolidating(estimator={"labels": "e"}, decay=0.5)
-    assert importance_key(key, CONFIG) == importance_key(key, faded)
-
-
-def test_the_code_of_a_users_own_network_is_part_of_the_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    own = tmp_path / "own_network_of_a_test.py"
-    own.write_text("class Net: pass\n")
-    config = CONFIG | {"model": {"_target_": "own_network_of_a_test.Net"}}
-    before = fit_key(config, TASKS, 0)
-    assert fit_key(config, TASKS, 0) == before
-    own.write_text("class Net: size = 2\n")
-    assert fit_key(config, TASKS, 0) != before
 
 
 def test_a_damaged_entry_is_told_of_and_learnt_again(command: Command, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lifelong.config.check import run_command, say
+from lifelong.config.console import run_command, say
 from lifelong.errors import LifelongError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lifelong.config.check import run_command, say
+from lifelong.config.console import run_command, say
 from lifelong.errors import LifelongError
 
 if TYPE_CHECKING:

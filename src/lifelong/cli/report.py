@@ -5,7 +5,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from lifelong.config.check import RULES, run_command, say
+from lifelong.config.check import RULES
+from lifelong.config.console import run_command, say
 from lifelong.errors import LifelongError
 
 

@@ -8,8 +8,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lifelong.config.check import check, remove_if_empty, run_command
+from lifelong.config.check import check
 from lifelong.config.compose import CONF
+from lifelong.config.console import remove_if_empty, run_command
 from lifelong.config.continuing import continued, how_to_continue, note_run
 from lifelong.config.folder import let_go
 from lifelong.search.sweep import (

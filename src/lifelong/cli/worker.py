@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lifelong.cli.train import learn
-from lifelong.config.check import one_line
+from lifelong.config.console import one_line
 from lifelong.config.processes import LOST_TOUCH, LastWords
 from lifelong.errors import LifelongError
 

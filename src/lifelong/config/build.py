@@ -1,5 +1,6 @@
 """From a composed configuration to a job: the one place where configuration becomes objects."""
 
+import copy
 import importlib.util
 import logging
 import os
@@ -17,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lifelong.config.benchmark import build_benchmark
-from lifelong.config.check import say
+from lifelong.config.check import check_unscaling
+from lifelong.config.console import say
 from lifelong.config.fits import check_fits
 from lifelong.config.processes import is_one_of_several, starts_processes
 from lifelong.data.randomness import OwnRandomness
@@ -43,11 +45,7 @@ def build_job(config: DictConfig) -> Job:
         LifelongError: when the machine lacks the accelerator, or the images are not to be had.
     """
     _quieten()
-    if config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise LifelongError(
-            f"trainer.accelerator is {config.trainer.accelerator} and this machine has no GPU "
-            "that torch can use; type trainer=cpu"
-        )
+    config = _with_accelerator(config)
     if starts_processes(config):
         raise LifelongError(
             f"trainer.devices is {config.trainer.devices} and this command runs in one process; "
@@ -101,6 +99,21 @@ def _make_method(config: DictConfig) -> Method:
     method: Method = instantiate(settings)
     method.speaks = "keys"
     return method
+
+
+def _with_accelerator(config: DictConfig) -> DictConfig:
+    has_gpu = torch.cuda.is_available()
+    if config.trainer.accelerator in ("gpu", "cuda") and not has_gpu:
+        raise LifelongError(
+            f"trainer.accelerator is {config.trainer.accelerator} and this machine has no GPU "
+            "that torch can use; type trainer=cpu"
+        )
+    # A copy: on another machine the same configuration may be resumed or learnt again.
+    config = copy.deepcopy(config)
+    if config.trainer.accelerator == "auto":
+        config.trainer.accelerator = "gpu" if has_gpu else "cpu"
+        check_unscaling(config)
+    return config
 
 
 def _check_loggers(config: DictConfig) -> None:

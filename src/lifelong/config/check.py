@@ -1,63 +1,164 @@
-"""What the commands share: where the configuration lies, its check, and errors in one line.
+"""What a run can be learnt with: one model for each part of the configuration, checked at once.
 
-Imports nothing heavy: help and errors of configuration come before torch is loaded.
+pydantic, because OmegaConf's structured configs know types and no ranges. Imports nothing heavy:
+errors of configuration come before torch is loaded.
 """
 
-import errno
-import math
-import os
-import re
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from pathlib import Path
-from typing import NoReturn, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from lifelong.config.console import moved_line
 from lifelong.config.processes import is_one_of_several
 from lifelong.data.definition import check_benchmark
 from lifelong.errors import LifelongError
+from lifelong.run.keys import flat, moved
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AUTO = "auto"  # the λ that is to be chosen
 RULES = ("best_average", "most_new")  # how lifelong.report.best chooses λ
-TRACE = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
 
-_silent: ContextVar[bool] = ContextVar("silent", default=False)
 
-Result = TypeVar("Result")
+Values = TypeVar("Values", bound="Choices")
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+def _needs(what: str, example: object = "NUMBER", **bounds: Any) -> Any:
+    return Field(description=what, examples=[example], **bounds)
+
+
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Positive = Annotated[Number, _needs("a finite number above 0", gt=0)]
+NotNegative = Annotated[Number, _needs("a finite number of at least 0", ge=0)]
+Count = Annotated[Whole, _needs("a whole number of at least 1", 5, ge=1)]
+CountFrom0 = Annotated[Whole, _needs("a whole number of at least 0", 4, ge=0)]
+Share = Annotated[Number, _needs("a number from 0 to 1", ge=0, le=1)]
+
+
+class Model(BaseModel):
+    """A network of ours; a user's own has its own arguments."""
+
+    in_features: Count = 1
+    num_classes: Count = 1
+    hidden: list[Count] = _needs("a list of whole numbers of at least 1", "[512,128]", default=[])
+    widths: list[Count] = _needs("a list of whole numbers of at least 1", "[32,64]", default=[])
+
+
+class Optimizer(BaseModel):
+    """Any optimizer."""
+
+    lr: Positive
+    momentum: NotNegative = 0.0
+    weight_decay: NotNegative = 0.0
+
+
+class Method(BaseModel):
+    """A method of ours; of a user's own, λ alone is known."""
+
+    ewc_lambda: Literal["auto"] | NotNegative = _needs("a finite number of at least 0", default=0.0)
+    damping: NotNegative = 0.0
+    decay: Share = 1.0
+    step: Literal["explicit", "proximal"] = "explicit"
+    labels: Literal["exact", "sampled", "empirical"] = "exact"
+    merge: Literal["sum", "nearest"] = "sum"
+
+
+class Trainer(BaseModel):
+    """Lightning's, as far as this package goes with it."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"]
+    # −1 and auto would have Lightning start processes by itself, which nobody watches
+    devices: Count | list[CountFrom0] = _needs("a number of processes of at least 1", 2)
+    max_time: Annotated[str, BeforeValidator(str), Field(pattern=r"^\d+(:\d\d){3}$")] | None = (
+        _needs("days:hours:minutes:seconds", "00:00:10:00 for ten minutes a task", default=None)
+    )
+    precision: Literal["bf16-mixed", "16-mixed", "32-true"]
+    accumulate_grad_batches: Count = 1
+    gradient_clip_val: Positive | None = _needs("a finite number above 0", default=None)
+    log_every_n_steps: Count = 1
+
+
+class Choice(BaseModel):
+    """How λ is chosen."""
+
+    rule: Literal["best_average", "most_new"]
+    at_most_lost: Number = _needs("points from 0 to 100", ge=0, le=100)
+    low: Positive
+    high: Positive
+    refine: CountFrom0
+
+
+class Search(BaseModel):
+    """What a search draws λ from."""
+
+    low: Positive
+    high: Positive
+    trials: Count
+    seed: CountFrom0
+
+
+class Choices(BaseModel):
+    """What a sweep needs to know before its first run."""
+
+    choice: Choice
+    search: Search | None = None
+
+
+class Run(Choices):
+    """All that is checked of one run."""
+
+    method: Method
+    optimizer: Optimizer
+    val_fraction: Number = _needs("a number between 0 and 1", gt=0, lt=1)
+    max_epochs: Count
+    batch_size: Count
+    seed: CountFrom0
+    checkpoint_every: Number = _needs("a finite number of seconds above 0", gt=0)
+    stages_limit: Number = _needs("a finite number of GB of at least 0", ge=0)
+    resume: Literal[False, True]
+    compile: Literal[False, True]
+    diagnostics: Literal[False, True]
+    # `off` is YAML's word for false: both mean the same here.
+    stages: Annotated[str, BeforeValidator(lambda value: value or "off")] = _needs(
+        "off or a folder", "off"
+    )
+    trainer: Trainer
+    model: Model | None = None
 
 
 def check(config: DictConfig) -> None:
     """Refuse what cannot be run, before anything heavy is imported or written.
+
+    A number in quotes becomes the number that it is.
 
     Args:
         config: the composed configuration.
 
     Raises:
         LifelongError: for a value out of range; one line that names the key and what it takes.
-    """  # noqa: DOC502
+    """
     check_benchmark(config.benchmark, config.scenario)
-    if config.method.get("ewc_lambda") == AUTO:
-        _auto(config)
-    elif "ewc_lambda" in config.method:
-        _number(config, "method.ewc_lambda", "a finite number of at least 0", lambda x: x >= 0)
-    _number(config, "optimizer.lr", "a finite number above 0", lambda x: x > 0)
-    _number(config, "val_fraction", "a number between 0 and 1", lambda x: 0 < x < 1)
-    _whole(config, "max_epochs", 1)
-    _whole(config, "batch_size", 1)
-    _whole(config, "seed", 0)
-    _number(config, "checkpoint_every", "a finite number of seconds above 0", lambda x: x > 0)
-    _number(config, "stages_limit", "a finite number of GB of at least 0", lambda x: x >= 0)
-    _stages(config)
-    _trainer(config)
-    check_choice(config)
+    method = _plain(config.method)
+    if "_target_" in method and _is_ours(method):  # added with +, or of an earlier version
+        for key, value in flat(method, "method.").items():
+            if moved(key):
+                raise LifelongError(moved_line(key, str(value)))
+    values = _checked(Run, config)
+    for key, value in flat(values.model_dump(exclude_unset=True)).items():
+        if repr(_plain(OmegaConf.select(config, key))) != repr(value):
+            OmegaConf.update(config, key, value)
+    _check_bounds(values)
+    if values.method.ewc_lambda == AUTO:
+        _check_auto(config)
+    if config.trainer.accelerator != "auto":
+        check_unscaling(config)
 
 
 def check_choice(config: DictConfig) -> None:
@@ -68,153 +169,85 @@ def check_choice(config: DictConfig) -> None:
 
     Raises:
         LifelongError: one line that names the key and what it takes.
+    """  # noqa: DOC502
+    _check_bounds(_checked(Choices, config))
+
+
+def check_unscaling(config: DictConfig) -> None:
+    """Refuse an optimizer that would clip gradients while they are still scaled.
+
+    Args:
+        config: the composed configuration, with an accelerator that is known.
+
+    Raises:
+        LifelongError: one line that names the keys.
     """
-    if config.choice.rule not in RULES:
+    trainer = config.trainer
+    scaled = trainer.precision == "16-mixed" and trainer.accelerator != "cpu"
+    if trainer.gradient_clip_val is not None and scaled and config.optimizer.get("fused", False):
         raise LifelongError(
-            f"choice.rule is {config.choice.rule}; type "
-            f"{' or '.join(f'choice.rule={rule}' for rule in RULES)}"
+            "with trainer.precision=16-mixed a fused optimizer unscales its gradients too late "
+            "for trainer.gradient_clip_val; type optimizer.fused=false, or bf16-mixed"
         )
-    _number(config, "choice.at_most_lost", "points from 0 to 100", lambda x: 0 <= x <= 100)
-    _number(config, "choice.low", "a finite number above 0", lambda x: x > 0)
-    least = config.choice.low
-    _number(config, "choice.high", f"a number of at least {least}", lambda x: x >= least)
-    _whole(config, "choice.refine", 0)
-    if config.search is None:
-        return
-    _number(config, "search.low", "a finite number above 0", lambda x: x > 0)
-    low = config.search.low
-    _number(config, "search.high", f"a number above search.low={low}", lambda x: x > low)
-    _whole(config, "search.trials", 1)
-    _whole(config, "search.seed", 0)
 
 
-def run_command(command: Callable[[], Result]) -> Result:
-    """Run a command; turn what the user can mend into one line and exit code 1.
-
-    Set ``HYDRA_FULL_ERROR=1`` to see the whole trace instead.
-
-    Args:
-        command: the work.
-
-    Returns:
-        What the command returned.
-    """
-    if TRACE:
-        return command()
+def _checked(kind: type[Values], config: DictConfig) -> Values:
+    parts = {key: _plain(config[key]) for key in kind.model_fields if key in config}
+    for name, known in (("model", ()), ("method", ("ewc_lambda",))):
+        part = parts.get(name) or {}
+        if not _is_ours(part):
+            parts[name] = {key: part[key] for key in known if key in part}
     try:
-        with _hydra_raises():
-            return command()
-    except KeyboardInterrupt as error:
-        _exit(str(error) or "interrupted; what was finished lies in the run's folder", 130)
-    except (LifelongError, HydraException, OmegaConfBaseException, OSError) as error:
-        _exit(one_line(error), 1)
+        return kind.model_validate(parts)
+    except ValidationError as error:
+        raise LifelongError(_in_words(kind, error.errors()[0]["loc"], config)) from error
 
 
-@contextmanager
-def remove_if_empty(directory: str) -> Iterator[None]:
-    """Take a run's folder away again if the run failed before it had a result.
-
-    Args:
-        directory: Hydra made it and put the configuration there.
-
-    Yields:
-        Nothing.
-    """
-    finished = False
-    try:
-        yield
-        finished = True
-    finally:
-        folder = Path(directory)
-        results = (f for f in folder.rglob("*") if f.is_file() and ".hydra" not in f.parts)
-        if not finished and next(results, None) is None:
-            shutil.rmtree(folder, ignore_errors=True)
+def _in_words(kind: type[BaseModel], place: Sequence[int | str], config: DictConfig) -> str:
+    names: list[str] = []
+    fields = kind.model_fields
+    for part in place:
+        if part not in fields:
+            break  # what follows says which of several types, or which entry of a list
+        names.append(str(part))
+        field = fields[str(part)]
+        kinds = [one for one in (field.annotation, *get_args(field.annotation)) if _is_model(one)]
+        fields = kinds[0].model_fields if kinds else {}
+    key = ".".join(names)
+    came = f"{key} is {OmegaConf.select(config, key)}"
+    if field.description is not None:
+        return f"{came}; it must be {field.description}: type {key}={(field.examples or [''])[0]}"
+    options = [str(option).lower() for option in get_args(field.annotation)]
+    return f"{came}; type {' or '.join(f'{key}={option}' for option in options)}"
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error that the user can mend, on one line with the cure.
+def _is_ours(part: Mapping[str, Any]) -> bool:
+    return str(part.get("_target_", "lifelong.")).startswith("lifelong.")
 
-    Args:
-        error: ours, Hydra's, OmegaConf's or the system's.
 
-    Returns:
-        One line.
-    """
-    text = str(error)
-    if isinstance(error, MissingConfigException):
-        missing = re.search(r"Could not find '([^']*)'", text)
-        options = re.search(r"Available options in '[^']*':\n((?:\t[^\n]*\n?)*)", text)
-        if missing and options:
-            group, _, name = missing[1].rpartition("/")
-            known = ", ".join(options[1].split())
-            return f"{group}={name} is not known; type {group}= with one of: {known}"
-    if isinstance(error, OSError) and error.errno in FULL:
-        return (
-            f"{error.filename or 'a file'} could not be written ({error.strerror}); what was saved "
-            "before is whole: free some space and go on with resume=true"
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _check_bounds(values: Choices) -> None:
+    choice, search = values.choice, values.search
+    if choice.high < choice.low:
+        raise LifelongError(
+            f"choice.high is {choice.high}; it must be a number of at least {choice.low}: "
+            "type choice.high=NUMBER"
         )
-    if isinstance(error, OSError) and error.filename:
-        return (
-            f"{error.filename}: {error.strerror}; "
-            "choose a folder that can be written with hydra.run.dir=DIR"
+    if search is not None and search.high <= search.low:
+        raise LifelongError(
+            f"search.high is {search.high:g}; it must be a number above search.low={search.low}: "
+            "type search.high=NUMBER"
         )
-    key = re.search(r"Could not override '([^']*)'", text)
-    if key:
-        return f"{key[1]} is no key of the configuration; `lifelong-train --cfg job` lists the keys"
-    return " ".join(text.split())
 
 
-def say(line: str) -> None:
-    """One line on standard error, so that the table alone is on standard output.
-
-    Args:
-        line: the words.
-    """
-    if not _silent.get():
-        print(f"lifelong: {line}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Nothing is said in here, by this thread: a sweep's first run has said it.
-
-    Yields:
-        Nothing.
-    """
-    token = _silent.set(True)
-    try:
-        yield
-    finally:
-        _silent.reset(token)
-
-
-@contextmanager
-def _hydra_raises() -> Iterator[None]:
-    """Hydra prints its errors and exits by itself, unless this variable is set while it runs."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = before
-
-
-def _exit(message: str, code: int) -> NoReturn:
-    say(message)
-    sys.exit(code)
-
-
-def _number(config: DictConfig, key: str, want: str, fits: Callable[[float], bool]) -> None:
-    value = OmegaConf.select(config, key)
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if not numeric or not math.isfinite(value) or not fits(value):
-        raise LifelongError(f"{key} is {value}; it must be {want}: type {key}=NUMBER")
-
-
-def _auto(config: DictConfig) -> None:
+def _check_auto(config: DictConfig) -> None:
     wrong = None
     if config.trainer.max_time is not None:
         wrong = "trainer.max_time: a clock makes no two runs comparable; leave one of them out"
@@ -224,44 +257,3 @@ def _auto(config: DictConfig) -> None:
         wrong = "a single task: λ weighs what was learnt before; type benchmark=mnist_usps"
     if wrong is not None:
         raise LifelongError(f"method.ewc_lambda=auto does not go with {wrong}")
-
-
-def _trainer(config: DictConfig) -> None:
-    trainer, fused = config.trainer, config.optimizer.get("fused", False)
-    _whole(config, "trainer.accumulate_grad_batches", 1)
-    if str(trainer.precision) not in PRECISIONS:
-        raise LifelongError(
-            f"trainer.precision is {trainer.precision}; it must be one of {', '.join(PRECISIONS)}: "
-            "type trainer.precision=bf16-mixed"
-        )
-    if trainer.max_time is not None and not re.fullmatch(r"\d+(:\d\d){3}", str(trainer.max_time)):
-        raise LifelongError(
-            f"trainer.max_time is {trainer.max_time}; it must be days:hours:minutes:seconds: "
-            "type trainer.max_time=00:00:10:00 for ten minutes a task"
-        )
-    if trainer.gradient_clip_val is not None:
-        _number(config, "trainer.gradient_clip_val", "a finite number above 0", lambda x: x > 0)
-        if fused and str(trainer.precision) == "16-mixed" and trainer.accelerator != "cpu":
-            raise LifelongError(
-                "with trainer.precision=16-mixed a fused optimizer unscales its gradients too late "
-                "for trainer.gradient_clip_val; type optimizer.fused=false, or bf16-mixed"
-            )
-
-
-def _stages(config: DictConfig) -> None:
-    if not isinstance(config.resume, bool):
-        raise LifelongError(f"resume is {config.resume}; type resume=true or resume=false")
-    # `off` is YAML's word for false: both mean the same here.
-    if config.stages is False or config.stages is None:
-        config.stages = "off"
-    if not isinstance(config.stages, str):
-        raise LifelongError(f"stages is {config.stages}; type stages=off or stages=FOLDER")
-
-
-def _whole(config: DictConfig, key: str, least: int) -> None:
-    value = OmegaConf.select(config, key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise LifelongError(
-            f"{key} is {value}; it must be a whole number of at least {least}: "
-            f"type {key}={least + 4}"
-        )

@@ -42,7 +42,7 @@ def continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         The run's own configuration, with what is free to change taken from the command line; or
         ``config`` as it is where other keys were given, or no run was begun there.
     """
-    from lifelong.run.resume.position import FREE
+    from lifelong.run.keys import flat, is_free
 
     path = _note(config.output_dir)
     try:
@@ -50,13 +50,17 @@ def continued(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     except (OSError, ValueError):
         return config
     keys = {word.lstrip("+~").partition("=")[0] for word in overrides}
-    if any(key not in FREE and not key.startswith("hydra.") for key in keys):
+    if not all(is_free(key) for key in keys) or any(word.startswith("~") for word in overrides):
         return config
-    said = {key: config[key] for key in FREE if key in keys or key == "output_dir"}
+    said = {key for key in keys if not key.startswith("hydra")} | {"output_dir"}
     own = OmegaConf.create(note["config"])
     merged = OmegaConf.merge(own, {"resume": True})
-    for key, value in said.items():
-        OmegaConf.update(merged, key, value, merge=False, force_add=True)
+    for key in said:
+        # data_dir is handed on to the benchmark: what was resolved there is said anew too
+        handed_on = [k for k in flat(note["config"]) if is_free(k) and k.endswith(f".{key}")]
+        for place in (key, *handed_on):
+            value = OmegaConf.select(config, key)
+            OmegaConf.update(merged, place, value, merge=False, force_add=True)
     # Hydra has just written this command's words over those of the run.
     OmegaConf.save(merged, path.with_name("config.yaml"))
     OmegaConf.save(OmegaConf.create(note["overrides"]), path.with_name("overrides.yaml"))

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lifelong.config.check import run_command, say
+from lifelong.config.console import run_command, say
 from lifelong.config.processes import is_one_of_several
 from lifelong.errors import LifelongError
 

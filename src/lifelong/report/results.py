@@ -12,13 +12,8 @@ from omegaconf import OmegaConf
 
 from lifelong.errors import LifelongError
 from lifelong.report.table import title
+from lifelong.run.keys import is_setting
 from lifelong.run.summary import Summary
-
-# What no result depends on, or what a group of runs differs in anyway.
-_NOT_A_SETTING = {
-    *("seed", "output_dir", "data_dir", "resume", "checkpoint_every"),
-    *("stages", "stages_limit", "logger", "choice", "search"),
-}
 
 
 @dataclass(frozen=True)
@@ -71,11 +66,7 @@ class Run:
     def setting(self) -> str:
         """What sets it apart beside method, λ and seed, in the words of the command line."""
         return " ".join(
-            word
-            for word in self.words
-            if (key := word.lstrip("+~").partition("=")[0]).partition(".")[0] not in _NOT_A_SETTING
-            and not key.startswith(("hydra", "method.ewc_lambda"))
-            and key not in ("method", "benchmark", "experiment")
+            word for word in self.words if is_setting(word.lstrip("+~").partition("=")[0])
         )
 
     @property

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lifelong.config.check import AUTO, say, silence
+from lifelong.config.check import AUTO
+from lifelong.config.console import say, silence
 from lifelong.report.numbers import as_typed
 
 if TYPE_CHECKING:

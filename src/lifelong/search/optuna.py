@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lifelong.config.check import one_line, say, silence
+from lifelong.config.console import one_line, say, silence
 from lifelong.data.files.whole import whole_file
 from lifelong.errors import LifelongError
 from lifelong.learning.progress import without_bars

@@ -24,7 +24,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from lifelong.config.check import check_choice, one_line, remove_if_empty, run_command, say, silence
+from lifelong.config.check import check_choice
+from lifelong.config.console import one_line, remove_if_empty, run_command, say, silence
 from lifelong.config.folder import own_folder
 from lifelong.errors import LifelongError
 from lifelong.report.numbers import as_typed

@@ -1,19 +1,17 @@
 """Where an interrupted run stands, found in its folder."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lifelong.errors import LifelongError
+from lifelong.run.keys import flat, is_free, moved
 from lifelong.run.learnt import read_stage
 from lifelong.run.resume.checkpoint import CheckpointError
 from lifelong.run.resume.journal import Entry
 from lifelong.run.resume.keeping import previous, read_progress
 from lifelong.run.summary import StageResult
-
-# They change neither a number nor what is learnt.
-FREE = ("resume", "output_dir", "data_dir", "stages", "stages_limit", "checkpoint_every", "logger")
 
 
 @dataclass
@@ -163,18 +161,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         now: of the command, in plain values.
 
     Returns:
-        ``key=its value there (its value here)``, for each.
+        ``key=its value there, its value here`` for each, with the new name of a key that moved.
     """
-    before, after = dict(_flat(then)), dict(_flat(now))
+    before, after = flat(then), flat(now)
     keys = [key for key in (before | after) if before.get(key) != after.get(key)]
-    return [f"{key}={before.get(key)} there, {after.get(key)} here" for key in keys]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if (not prefix and key in FREE) or (prefix.startswith("benchmark.") and key == "data_dir"):
-            continue
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
+    return [
+        f"{key}={before.get(key)} there, {after.get(key)} here"
+        + (f" (it is {moved(key)} now)" if moved(key) and key not in after else "")
+        for key in keys
+        if not is_free(key)
+    ]
