@@ -1,29 +1,26 @@
-"""What a finished run leaves to look at: pictures in TensorBoard, and the digits that it forgot."""
+"""What a finished run leaves to look at: pictures in TensorBoard, and the images that it forgot."""
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from lifelong.core import QuadraticPenalty
 from lifelong.data.files.whole import whole_file
-from lifelong.data.sets.images import MEAN, STD, LabelledImages
-from lifelong.report.digits import digits_figure
-from lifelong.report.importance import importance_figure
-from lifelong.report.matrix import accuracy_matrix_figure
+from lifelong.report.figures import accuracy_matrix_figure, digits_figure, importance_figure
 from lifelong.run import Job, Summary, stage_checkpoint
 from lifelong.run.resume.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from lifelong.learning import ContinualLearner
 
-KEPT = 64  # forgotten digits of a task in the file
+KEPT = 64  # forgotten images of a task in the file
 SHOWN = 16  # of them in TensorBoard
-BATCH = 2000
 
 
 def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
@@ -40,10 +37,9 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
     boards = [one.experiment for one in loggers if isinstance(one, TensorBoardLogger)]
     stages = [_learnt(job, summary, index) for index in range(len(summary.tasks))]
     learners = [learner for learner, _ in stages]
-    forgotten = [
-        _forgotten(job.benchmark.tasks[index].test_images, task, learners[index], learners[-1])
-        for index, task in enumerate(summary.tasks[:-1])
-    ]
+    old = zip(job.benchmark.tasks[:-1], learners, strict=False)
+    looked = [_forgotten(task, learner, learners[-1]) for task, learner in old]
+    forgotten = [one for one in looked if one is not None]
     if forgotten:
         _write(job, summary, forgotten)
     steps = 0
@@ -70,33 +66,44 @@ def _learnt(job: Job, summary: Summary, index: int) -> "tuple[ContinualLearner, 
     return learner.eval(), int(content["stages"][-1]["steps"])
 
 
+def _tested(task: LightningDataModule) -> Iterator[tuple[Tensor, Tensor]]:
+    # A loader gives each process of a trainer its share; one process alone is here.
+    trainer, task.trainer = task.trainer, None
+    try:
+        yield from task.test_dataloader()
+    finally:
+        task.trainer = trainer
+
+
 @torch.inference_mode()
-def _read(learner: "ContinualLearner", images: Tensor) -> Tensor:
-    return torch.cat(
-        [
-            learner.network((part.unsqueeze(1).float() / 255 - MEAN) / STD).argmax(dim=-1)
-            for part in images.split(BATCH)
-        ]
-    )
-
-
 def _forgotten(
-    test: LabelledImages, task: str, before: "ContinualLearner", after: "ContinualLearner"
-) -> dict[str, Any]:
-    known, now = (_read(learner, test.images) for learner in (before, after))
-    lost = ((known == test.labels) & (now != test.labels)).nonzero().flatten()
+    task: LightningDataModule, before: "ContinualLearner", after: "ContinualLearner"
+) -> dict[str, Any] | None:
+    stored = getattr(task, "test_images", None)
+    pictures = getattr(stored, "images", None)
+    if not isinstance(pictures, Tensor) or pictures.dtype != torch.uint8 or pictures.ndim != 3:
+        return None  # no grey values in memory to show
+    read = [
+        (labels, before.network(images).argmax(dim=-1), after.network(images).argmax(dim=-1))
+        for images, labels in _tested(task)
+    ]
+    labels, known, now = (torch.cat(column) for column in zip(*read, strict=True))
+    if not torch.equal(labels, getattr(stored, "labels", labels[:0])):
+        return None  # the loader has another order: no telling which picture is whose
+    lost = ((known == labels) & (now != labels)).nonzero().flatten()
     some = lost[:: max(1, -(-len(lost) // KEPT))]
     digits = [
         {
             "index": i,
-            "label": int(test.labels[i]),
+            "label": int(labels[i]),
             "before": int(known[i]),
             "after": int(now[i]),
-            "pixels": base64.b64encode(test.images[i].numpy().tobytes()).decode(),
+            "pixels": base64.b64encode(pictures[i].numpy().tobytes()).decode(),
         }
         for i in some.tolist()
     ]
-    return {"task": task, "count": len(lost), "digits": digits}
+    shape = list(pictures.shape[1:])
+    return {"task": task.name, "count": len(lost), "shape": shape, "digits": digits}
 
 
 def _write(job: Job, summary: Summary, forgotten: Sequence[dict[str, Any]]) -> None:
@@ -110,4 +117,4 @@ def _figure(one: dict[str, Any]) -> Any:
     pixels = [torch.frombuffer(bytearray(base64.b64decode(d["pixels"])), dtype=torch.uint8)
               for d in digits]  # fmt: skip
     captions = [f"{d['label']} → {d['after']}" for d in digits]
-    return digits_figure(torch.stack(pixels).view(-1, 28, 28), captions)
+    return digits_figure(torch.stack(pixels).view(-1, *one["shape"]), captions)
