@@ -68,7 +68,7 @@ def retention_figure(summaries: Sequence[Summary]) -> "Figure":
     axes.set_xlabel(f"epochs of {tasks[-1]}")
     axes.set_ylabel(f"accuracy on {old}\n% of {its} validation images")
     learnt = title(summaries[0]).replace(" (", "\n(")  # too long for one line where it warns
-    axes.set_title(f"What is retained: {old}\n{learnt}", fontsize=10)
+    axes.set_title(f"What is retained of {old}\n{learnt}", fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center right")
