@@ -10,6 +10,7 @@ import sys
 import tempfile
 
 from lifelong.config.compose import compose_run
+from lifelong.report.best import candidate_of
 from lifelong.run import Summary
 from lifelong.search.branches import learn_branches
 from statistics_over_seeds import markdown_row
@@ -17,9 +18,8 @@ from statistics_over_seeds import markdown_row
 
 def validation(summary: Summary) -> tuple[float, float]:
     """The final accuracies on the validation images of the old and of the new task, in percent."""
-    old, new = summary.tasks
-    curves = summary.curves[-1]
-    return 100 * curves[f"retained/{old}"][-1], 100 * curves[f"val/{new}/accuracy"][-1]
+    found = candidate_of(summary)
+    return 100 * found.old, 100 * found.new
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 
 from lifelong.config.compose import compose_run
-from lifelong.report.table import METHODS as NAMES
+from lifelong.report.names import label_of
 from lifelong.run import Summary
 from lifelong.search.branches import learn_branches
 from statistics_over_seeds import markdown_row
 
-METHODS = {method: NAMES[method] for method in ("ewc", "kronecker_ewc", "finetune")}
+METHODS = ("ewc", "kronecker_ewc", "finetune")
 
 
 def main() -> None:
@@ -46,10 +46,9 @@ def main() -> None:
     print(f"Test accuracy, %, mean ± standard error over seeds {words.seeds}\n")
     print(f"| | {' | '.join(first.tasks)} |\n|---|{'---|' * len(first.tasks)}")
     print(markdown_row(f"after {first.tasks[0]}", percent(methods["ewc"], 0)))
-    for method, name in METHODS.items():
-        weight = f", λ = {methods[method][0].ewc_lambda:g}" if method != "finetune" else ""
-        row = markdown_row(f"after {first.tasks[-1]}, {name}{weight}", percent(methods[method], -1))
-        print(row)
+    for method in METHODS:
+        name = label_of(methods[method][0])
+        print(markdown_row(f"after {first.tasks[-1]}, {name}", percent(methods[method], -1)))
     print("\nseconds, median over seeds:")
     for method in ("ewc", "kronecker_ewc"):
         for task in first.tasks:

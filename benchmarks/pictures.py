@@ -11,10 +11,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lifelong.data.files.whole import whole_file
+from lifelong.report.best import trade_off
+from lifelong.report.figures import draw_retention, lambda_figure, trade_off_figure
 from lifelong.report.groups import families, group_runs
-from lifelong.report.picture import draw_retention
 from lifelong.report.results import read_results
-from lifelong.report.trade_off import lambda_figure, trade_off, trade_off_figure
 
 STORED = Path(__file__).with_name("results")
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,17 +28,18 @@ def main(argv: list[str] | None = None) -> None:
     runs = read_results(STORED / "main_job").runs
     first = {run.summary.method: run.summary for run in runs if run.summary.seed == 0}
     draw_retention([first["ewc"], first["finetune"]], to / "retained.png")
-    swept = group_runs(read_results(STORED / "lambda_sweep").runs)
-    points = {
-        family: trade_off(summary for group in groups for summary in group.summaries)
-        for family, groups in families(swept).items()
-    }
-    joint = points.pop("joint training")
-    finetune = trade_off(run.summary for run in runs if run.summary.method == "finetune")
-    single = {"joint training": joint[0], "fine-tuning": finetune[0]}
-    old, new = first["ewc"].tasks[0], first["ewc"].tasks[-1]
-    save(lambda_figure(points, old=old, new=new), to / "lambda.png")
-    save(trade_off_figure(points, old=old, new=new, single=single), to / "trade_off.png")
+    unheld = [run for run in runs if not run.summary.has_lambda]
+    sweeps, single = {}, {}
+    every = [*read_results(STORED / "lambda_sweep").runs, *unheld]
+    for family, groups in families(group_runs(every)).items():
+        points = trade_off(summary for group in groups for summary in group.summaries)
+        if groups[0].has_lambda:
+            sweeps[family] = points
+        else:
+            (single[family],) = points
+    tasks = first["ewc"].tasks
+    save(lambda_figure(sweeps, tasks), to / "lambda.png")
+    save(trade_off_figure(sweeps, tasks, single=single), to / "trade_off.png")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -3,13 +3,12 @@
 import statistics
 from collections.abc import Sequence
 
+from lifelong.report.numbers import Mean, standard_error
+
 
 def mean_and_error(column: Sequence[float]) -> str:
     """``mean ± standard error``, two places; the error is left out for a single seed."""
-    mean = statistics.mean(column)
-    if len(column) == 1:
-        return f"{mean:.2f}"
-    return f"{mean:.2f} ± {statistics.stdev(column) / len(column) ** 0.5:.2f}"
+    return str(Mean(statistics.mean(column), standard_error(column), len(column)))
 
 
 def markdown_row(name: str, rows: Sequence[Sequence[float]]) -> str:

@@ -52,7 +52,7 @@ def code_of(words: list[str]) -> int:
 
 
 def main() -> None:
-    import lifelong.report.table  # noqa: F401
+    import lifelong.report.forgotten  # noqa: F401
 
     for line in sys.stdin:
         print(json.dumps(run(**json.loads(line))), flush=True)

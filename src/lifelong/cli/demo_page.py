@@ -88,7 +88,7 @@ def reading_html(learnt: "LearntNetwork", colour: str, pixels: "Tensor | None") 
     Returns:
         The most probable digit and ten bars.
     """
-    from lifelong.report.table import METHODS
+    from lifelong.run.summary import titled
 
     values = [0.0] * 10
     if pixels is not None:
@@ -100,7 +100,7 @@ def reading_html(learnt: "LearntNetwork", colour: str, pixels: "Tensor | None") 
         f'<div class="percent" data-probability="{value:.6f}">{100 * value:.1f} %</div></div>'
         for number, value in enumerate(values)
     )
-    name = METHODS.get(learnt.method, learnt.method)
+    name = titled({"method": learnt.method})["method_title"]
     return (
         f'<div class="reading" id="{learnt.method}"><h2 style="color:{colour};font-size:1.2rem">'
         f'{name}</h2><div class="digit">{digit}</div>{rows}</div>'

@@ -132,14 +132,14 @@ def describe(learnt: "LearntNetwork") -> str:
         One line.
     """
     from lifelong.data.sets.images import MEAN, STD
-    from lifelong.report.numbers import as_typed
-    from lifelong.report.table import METHODS
+    from lifelong.report.names import label
+    from lifelong.run.summary import titled
 
-    name = METHODS.get(learnt.method, learnt.method)
-    weight = f", λ = {as_typed(learnt.ewc_lambda)}" if learnt.ewc_lambda else ""
+    method = titled({"method": learnt.method})
+    name = label(method["method_title"], learnt.ewc_lambda, has_lambda=method["has_lambda"])
     images = " (embedded digits, not the archives)" if learnt.learnt_from_embedded_digits else ""
     return (
-        f"read by {name}{weight} after {' → '.join(learnt.tasks)}{images}; normalised by MNIST's "
+        f"read by {name} after {' → '.join(learnt.tasks)}{images}; normalised by MNIST's "
         f"mean {MEAN} and deviation {STD}, as in every task"
     )
 
@@ -174,7 +174,7 @@ def _predict_and_print(words: argparse.Namespace) -> list[str]:
 def _print_table(readings: Sequence[Reading]) -> None:
     from rich.table import Table
 
-    from lifelong.report.sweep_table import print_wide
+    from lifelong.report.tables import print_wide
 
     table = Table()
     table.add_column("image", overflow="fold")

@@ -43,8 +43,8 @@ def _learn_both(directory: Path, overrides: list[str], config_dir: str | None) -
     tasks = " then ".join(configs[0].benchmark.tasks)
     say(f"learning {tasks} with EWC, and again from the learnt first task with fine-tuning")
     summaries = list(learn_branches(configs))
-    from lifelong.report.picture import draw_retention
-    from lifelong.report.table import print_results
+    from lifelong.report.figures import draw_retention
+    from lifelong.report.tables import print_results
 
     picture = draw_retention(summaries, directory / "retained.png")
     print_results(summaries, directory, picture=picture)

@@ -77,7 +77,7 @@ def learn(config: DictConfig) -> float | None:
     """
     from lightning.pytorch.utilities import rank_zero_only
 
-    from lifelong.report.table import print_results
+    from lifelong.report.tables import print_results
     from lifelong.search.decades import learn_config
 
     summary = learn_config(config, prepare=note_epochs)

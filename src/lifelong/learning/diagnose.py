@@ -150,7 +150,7 @@ class Diagnose:
             params: θ by name.
         """
         trainer, penalty = module.trainer, self._method.penalty
-        if not penalty.importances():
+        if not penalty.single_importances():
             return
         if self._bound is None:
             self._bound = protecting_bound(penalty)
@@ -213,7 +213,7 @@ def protecting_bound(penalty: Penalty) -> float:
         >>> protecting_bound(penalty)
         1.5
     """
-    every = torch.cat([f.flatten() for f in penalty.importances().values()])
+    every = torch.cat([f.flatten() for f in penalty.single_importances().values()])
     some = every[:: max(1, -(-every.numel() // SAMPLE))].double().sort(descending=True).values
     total = some.cumsum(0)
     place = int((total < PROTECTED * total[-1]).sum())
@@ -232,9 +232,9 @@ def drift(penalty: Penalty, params: Mapping[str, Tensor], bound: float) -> tuple
     Returns:
         Both, in the parameters' own unit; 0 for a set that is empty.
     """
-    anchors = penalty.anchors()
+    anchors = penalty.single_anchors()
     sums, counts = [0.0, 0.0], [0, 0]
-    for name, f in penalty.importances().items():
+    for name, f in penalty.single_importances().items():
         gap = (params[name] - anchors[name]).square_()
         mask = f >= bound
         inside, whole = float(torch.where(mask, gap, 0.0).sum()), float(gap.sum())

@@ -80,6 +80,14 @@ class Method(Callback):
             batches: of the task's training data.
         """
 
+    def single_importances(self) -> dict[str, Tensor]:
+        """How much each single parameter matters, where the method knows.
+
+        Returns:
+            Parameter name → importance, in the parameter's shape; empty here.
+        """
+        return {}
+
     def likely_cause(self, trainer: Trainer) -> str:
         """Why a loss is probably not finite, and what to do about it.
 

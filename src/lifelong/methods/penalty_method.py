@@ -171,6 +171,14 @@ class PenaltyMethod(Method):
         if trace > 0:
             self.figures |= {f"fisher/share/{name}": part / trace for name, part in traces.items()}
 
+    def single_importances(self) -> dict[str, Tensor]:
+        """How much each single parameter matters; Kronecker factors have no such numbers.
+
+        Returns:
+            Parameter name → F̄, in the parameter's shape.
+        """
+        return self.penalty.single_importances()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the penalty to the module's device, and its gradient to the parameters.
 

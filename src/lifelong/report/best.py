@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from lifelong.errors import LifelongError
+from lifelong.report.names import mean_of_old
+from lifelong.report.numbers import as_typed, mean_of
 from lifelong.run.summary import Summary
 
 
@@ -35,6 +37,13 @@ class Candidate:
     def lost(self) -> float:
         """What the old task lost, in points (per cent); negative if it gained."""
         return 100 * (self.before - self.old)
+
+    @property
+    def words(self) -> str:
+        """What it kept and gained."""
+        mean = mean_of_old(self.old_tasks)
+        kept = f"kept {100 * self.old:.2f} %" + (f" ({mean})" if mean else "")
+        return f"{kept}, new {100 * self.new:.2f} %"
 
 
 @dataclass(frozen=True)
@@ -169,9 +178,21 @@ def candidate_of(summary: Summary) -> Candidate:
     known = [
         curves[f"val/{t}/accuracy"][-1] for t, curves in zip(summary.tasks, before, strict=False)
     ]
-    return candidate_at(
-        summary.ewc_lambda, summary.tasks, known, {k: v[-1] for k, v in last.items()}
-    )
+    figures = {name: values[-1] for name, values in last.items()}
+    return candidate_at(summary.ewc_lambda, summary.tasks, known, figures)
+
+
+def choose_from(summaries: Iterable[Summary], rule: Rule) -> Candidate:
+    """The best λ of a sweep, from validation images alone.
+
+    Args:
+        summaries: any number of seeds for each λ.
+        rule: how to choose.
+
+    Returns:
+        The best, as the mean over its seeds.
+    """
+    return rule.choose(candidate_of(summary) for summary in summaries)
 
 
 def candidate_at(
@@ -206,3 +227,73 @@ def candidate_at(
         new=figures[f"val/{tasks[-1]}/accuracy"],
         old_tasks=len(tasks) - 1,
     )
+
+
+def verdict(best: Candidate, rule: Rule) -> str:
+    """The choice in one sentence.
+
+    Args:
+        best: what the rule chose.
+        rule: how it chose.
+
+    Returns:
+        The sentence.
+    """
+    ewc_lambda, mean = as_typed(best.ewc_lambda), mean_of_old(best.old_tasks)
+    together = f"{mean}, " if mean else ""
+    if not rule.keeps_its_bound(best):
+        return (
+            f"no λ has {rule.words}: {ewc_lambda} loses least, {best.lost:.2f} points "
+            f"({together}validation images)"
+        )
+    return (
+        f"best λ = {ewc_lambda} by the rule: {rule.words}. It kept {100 * best.old:.2f} % "
+        f"({together}lost {best.lost:.2f} points) and reached {100 * best.new:.2f} % on the new "
+        "task, on validation images; the test images played no part"
+    )
+
+
+@dataclass(frozen=True)
+class TradeOffPoint:
+    """One λ: accuracies on validation images in per cent, mean and standard error over seeds.
+
+    Args:
+        ewc_lambda: λ.
+        old: on the old task, after the last; the mean where several are old.
+        new: on the last task.
+        old_error: the standard error of ``old``; 0 for one seed.
+        new_error: the standard error of ``new``; 0 for one seed.
+        old_tasks: the number of tasks that are old.
+    """
+
+    ewc_lambda: float
+    old: float
+    new: float
+    old_error: float = 0.0
+    new_error: float = 0.0
+    old_tasks: int = 1
+
+    @property
+    def average(self) -> float:
+        """The mean accuracy over all tasks."""
+        return (self.old_tasks * self.old + self.new) / (self.old_tasks + 1)
+
+
+def trade_off(summaries: Iterable[Summary]) -> list[TradeOffPoint]:
+    """The points of a sweep over λ, by λ, from validation images alone.
+
+    Args:
+        summaries: runs over the same tasks, with any number of seeds for each λ.
+
+    Returns:
+        One point per λ, the smallest first. The official test sets take no part.
+    """
+    found: dict[float, list[Candidate]] = {}
+    for summary in summaries:
+        found.setdefault(summary.ewc_lambda, []).append(candidate_of(summary))
+    points = []
+    for ewc_lambda, same in sorted(found.items()):
+        old, new = mean_of([one.old for one in same]), mean_of([one.new for one in same])
+        count = same[0].old_tasks
+        points.append(TradeOffPoint(ewc_lambda, old.value, new.value, old.error, new.error, count))
+    return points

@@ -2,52 +2,45 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lifelong.report.groups import UNHELD, Group, Mean, families, new_test, old_test
-from lifelong.report.numbers import as_typed
-from lifelong.report.trade_off import standard_error
+from lifelong.report.accuracies import retention
+from lifelong.report.groups import Group, families, new_test, old_test
+from lifelong.report.names import axis_names, old_name
+from lifelong.report.numbers import Mean, as_typed, mean_of
+from lifelong.report.palette import styles
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-# Okabe and Ito's palette, told apart by the colour-blind, and a symbol for each for print.
-STYLES = {
-    "ewc": ("#0072B2", "circle"),
-    "kronecker_ewc": ("#009E73", "triangle-up"),
-    "online_ewc": ("#CC79A7", "diamond"),
-    "finetune": ("#D55E00", "square"),
-    "joint": ("#000000", "star"),
-}
-_OTHERS = [("#E69F00", "cross"), ("#56B4E9", "x"), ("#999999", "hexagon")]
 
-
-def lambda_chart(groups: Sequence[Group], names: tuple[str, str]) -> "Figure":
+def lambda_chart(groups: Sequence[Group]) -> "Figure":
     """λ against the test accuracy on the old and on the new task.
 
-    λ = 0 has its own place at the left end of the logarithmic axis. What has no λ (fine-tuning,
-    joint training) is drawn as a line across.
+    λ = 0 has its own place at the left end of the logarithmic axis. What has no λ is drawn as a
+    line across.
 
     Args:
         groups: the points.
-        names: of the old and of the new task.
 
     Returns:
-        A solid curve for the old and a dashed one for the new task of each family.
+        A solid curve for the old task, their mean where several are old, and a dotted one for the
+        new task of each family.
     """
     figure = _figure("λ", "accuracy, % of test images")
-    lambdas = sorted({g.ewc_lambda for g in groups if g.method not in UNHELD})
+    tasks = groups[0].summaries[0].tasks
+    lambdas = sorted({g.ewc_lambda for g in groups if g.has_lambda})
     places = _places(lambdas)
-    for number, (family, same) in enumerate(families(groups).items()):
-        colour, symbol = _style(same[0].method, number)
+    looks = styles(families(groups))
+    for family, same in families(groups).items():
+        colour, symbol = looks[family].colour, looks[family].symbol
         for name, pick, dash, ending in (
-            (names[0], old_test, "solid", ""),
-            (names[1], new_test, "dot", "-open"),
+            (old_name(tasks), old_test, "solid", ""),
+            (tasks[-1], new_test, "dot", "-open"),
         ):
             means = [group.mean(pick) for group in same]
             label = f"{name}, {family}"
-            if same[0].method in UNHELD:
+            if not same[0].has_lambda:
                 xs = [places[lambdas[0]], places[lambdas[-1]]]
                 means = [means[0], means[0]]
                 text, mode = [family, family], "lines"
@@ -71,19 +64,21 @@ def lambda_chart(groups: Sequence[Group], names: tuple[str, str]) -> "Figure":
     return figure
 
 
-def trade_off_chart(groups: Sequence[Group], names: tuple[str, str]) -> "Figure":
+def trade_off_chart(groups: Sequence[Group]) -> "Figure":
     """The old task's test accuracy against the new one's; the upper right corner has both.
 
     Args:
         groups: the points.
-        names: of the old and of the new task.
 
     Returns:
-        A curve over λ for each family; fine-tuning and joint training are points of their own.
+        A curve over λ for each family; methods without λ are points of their own.
     """
-    figure = _figure(f"{names[1]} (new), % of test images", f"{names[0]} (old), % of test images")
-    for number, (family, same) in enumerate(families(groups).items()):
-        colour, symbol = _style(same[0].method, number)
+    tasks = groups[0].summaries[0].tasks
+    old_axis, new_axis = axis_names(tasks)
+    figure = _figure(f"{new_axis}, % of test images", f"{old_axis}, % of test images")
+    looks = styles(families(groups))
+    for family, same in families(groups).items():
+        colour, symbol = looks[family].colour, looks[family].symbol
         old, new = ([group.mean(pick) for group in same] for pick in (old_test, new_test))
         several = len(same) > 1
         lambdas = [as_typed(group.ewc_lambda) for group in same]
@@ -99,34 +94,33 @@ def trade_off_chart(groups: Sequence[Group], names: tuple[str, str]) -> "Figure"
             name=f"{family}, at each λ" if several else same[0].label,
             line={"color": colour, "width": 1.5},
             marker={"symbol": symbol, "size": 11, "color": colour},
-            hovertemplate=f"{names[0]} %{{y:.2f}} %, {names[1]} %{{x:.2f}} %"
+            hovertemplate=f"{old_name(tasks)} %{{y:.2f}} %, {tasks[-1]} %{{x:.2f}} %"
             + ("<br>λ = %{text}" if several else "")
             + f"<extra>{family}</extra>",
         )
     return figure
 
 
-def retention_chart(groups: Sequence[Group], task: str) -> "Figure":
-    """The accuracy on the first task's validation images from the end of its own stage on.
+def retention_chart(groups: Sequence[Group]) -> "Figure":
+    """The accuracy on the old task's validation images while the last task is learnt.
 
     Args:
         groups: the curves to draw; over seeds the mean, with the standard error as bars.
-        task: the first one's name.
 
     Returns:
-        The figure.
+        The figure; where several tasks are old, of the mean over them.
     """
-    figure = _figure(f"epochs since {task} was learnt", f"{task}, % of validation images")
-    several = _shades(groups)
+    tasks = groups[0].summaries[0].tasks
+    figure = _figure(f"epochs of {tasks[-1]}", f"{old_name(tasks)}, % of validation images")
+    several, looks = _shades(groups), styles(families(groups))
     longest = 0
-    for number, group in enumerate(groups):
-        colour, symbol = _style(group.method, number)
+    for group in groups:
+        colour, symbol = looks[group.family].colour, looks[group.family].symbol
         colour = several.get(id(group), colour)
-        curves = [_retained(summary.curves, task) for summary in group.summaries]
+        curves = [retention(summary) for summary in group.summaries]
         length = min(map(len, curves))
         longest = max(longest, length)
-        columns = [[100 * curve[i] for curve in curves] for i in range(length)]
-        means = [Mean(fmean(x), standard_error(x), len(x)) for x in columns]
+        means = [mean_of([curve[i] for curve in curves]) for i in range(length)]
         figure.add_scatter(
             x=list(range(length)),
             y=[mean.value for mean in means],
@@ -192,10 +186,6 @@ def _entry(group: Group, after: int, on: int) -> Mean:
     return group.mean(lambda summary: summary.accuracy[after][on])
 
 
-def _style(method: str, number: int) -> tuple[str, str]:
-    return STYLES.get(method) or _OTHERS[number % len(_OTHERS)]
-
-
 def _shades(groups: Sequence[Group]) -> dict[int, str]:
     # Several λ of one family get the shades of one scale, dark for small λ.
     from plotly.colors import sample_colorscale
@@ -216,11 +206,3 @@ def _places(lambdas: Sequence[float]) -> dict[float, float]:
 
 def _errors(means: Sequence[Mean]) -> dict[str, Any]:
     return {"type": "data", "array": [mean.error for mean in means], "thickness": 1, "width": 3}
-
-
-def _retained(curves: Sequence[dict[str, list[float]]], task: str) -> list[float]:
-    first, *later = curves
-    return [
-        first[f"val/{task}/accuracy"][-1],
-        *(value for stage in later for value in stage[f"retained/{task}"]),
-    ]

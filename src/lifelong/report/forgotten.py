@@ -1,8 +1,8 @@
-"""What a finished run leaves to look at: pictures in TensorBoard, and the digits that it forgot."""
+"""What a finished run leaves to look at: pictures in TensorBoard, and the images that it forgot."""
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,20 +10,16 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from lifelong.data.files.whole import whole_file
-from lifelong.data.sets.images import LabelledImages, normalised
-from lifelong.methods import PenaltyMethod
-from lifelong.report.digits import digits_figure
-from lifelong.report.importance import importance_figure
-from lifelong.report.matrix import accuracy_matrix_figure
+from lifelong.data.task import Task
+from lifelong.report.figures import accuracy_matrix_figure, digits_figure, importance_figure
 from lifelong.run import Job, Summary
 from lifelong.run.learnt import learner_after
 
 if TYPE_CHECKING:
     from lifelong.learning import ContinualLearner
 
-KEPT = 64  # forgotten digits of a task in the file
+KEPT = 64  # forgotten images of a task in the file
 SHOWN = 16  # of them in TensorBoard
-BATCH = 2000
 
 
 def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
@@ -40,19 +36,15 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
     boards = [one.experiment for one in loggers if isinstance(one, TensorBoardLogger)]
     stages = [learner_after(job, index) for index in range(len(summary.tasks))]
     learners = [learner for learner, _, _ in stages]
-    forgotten = [
-        _forgotten(_images(job, index), task, learners[index], learners[-1])
-        for index, task in enumerate(summary.tasks[:-1])
-        if hasattr(job.benchmark.tasks[index], "test_images")  # digits in memory, which it shows
-    ]
+    old = zip(job.benchmark.tasks[:-1], learners, strict=False)
+    looked = [_forgotten(task, learner, learners[-1]) for task, learner in old]
+    forgotten = [one for one in looked if one is not None]
     if forgotten:
         _write(job, summary, forgotten)
     steps = 0
     for index, (_, method, stage) in enumerate(stages):
         steps += int(stage.stages[-1]["steps"])
-        # Kronecker factors have no importance of a single weight.
-        known = method.penalty.importances() if isinstance(method, PenaltyMethod) else {}
-        figure = importance_figure(known, summary.tasks[: index + 1])
+        figure = importance_figure(method.single_importances(), summary.tasks[: index + 1])
         for board in boards if figure is not None else []:
             board.add_figure("fisher/first_layer", figure, steps)
     for board in boards:
@@ -62,38 +54,44 @@ def observe_run(job: Job, summary: Summary, loggers: Sequence[Logger]) -> None:
                 board.add_figure(f"forgotten/{one['task']}", _figure(one), steps)
 
 
-def _images(job: Job, index: int) -> LabelledImages:
-    images: LabelledImages = job.benchmark.tasks[index].test_images  # type: ignore[attr-defined]
-    return images
+def _tested(task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+    # A loader gives each process of a trainer its share; one process alone is here.
+    trainer, task.trainer = task.trainer, None
+    try:
+        yield from task.test_dataloader()
+    finally:
+        task.trainer = trainer
 
 
 @torch.inference_mode()
-def _read(learner: "ContinualLearner", images: Tensor) -> Tensor:
-    return torch.cat(
-        [
-            learner.network(normalised(part.unsqueeze(1))).argmax(dim=-1)
-            for part in images.split(BATCH)
-        ]
-    )
-
-
 def _forgotten(
-    test: LabelledImages, task: str, before: "ContinualLearner", after: "ContinualLearner"
-) -> dict[str, Any]:
-    known, now = (_read(learner, test.images) for learner in (before, after))
-    lost = ((known == test.labels) & (now != test.labels)).nonzero().flatten()
+    task: Task, before: "ContinualLearner", after: "ContinualLearner"
+) -> dict[str, Any] | None:
+    stored = getattr(task, "test_images", None)
+    pictures = getattr(stored, "images", None)
+    if not isinstance(pictures, Tensor) or pictures.dtype != torch.uint8 or pictures.ndim != 3:
+        return None  # no grey values in memory to show
+    read = [
+        (labels, before.network(images).argmax(dim=-1), after.network(images).argmax(dim=-1))
+        for images, labels in _tested(task)
+    ]
+    labels, known, now = (torch.cat(column) for column in zip(*read, strict=True))
+    if not torch.equal(labels, getattr(stored, "labels", labels[:0])):
+        return None  # the loader has another order: no telling which picture is whose
+    lost = ((known == labels) & (now != labels)).nonzero().flatten()
     some = lost[:: max(1, -(-len(lost) // KEPT))]
     digits = [
         {
             "index": i,
-            "label": int(test.labels[i]),
+            "label": int(labels[i]),
             "before": int(known[i]),
             "after": int(now[i]),
-            "pixels": base64.b64encode(test.images[i].numpy().tobytes()).decode(),
+            "pixels": base64.b64encode(pictures[i].numpy().tobytes()).decode(),
         }
         for i in some.tolist()
     ]
-    return {"task": task, "count": len(lost), "digits": digits}
+    shape = list(pictures.shape[1:])
+    return {"task": task.name, "count": len(lost), "shape": shape, "digits": digits}
 
 
 def _write(job: Job, summary: Summary, forgotten: Sequence[dict[str, Any]]) -> None:
@@ -107,4 +105,4 @@ def _figure(one: dict[str, Any]) -> Any:
     pixels = [torch.frombuffer(bytearray(base64.b64decode(d["pixels"])), dtype=torch.uint8)
               for d in digits]  # fmt: skip
     captions = [f"{d['label']} → {d['after']}" for d in digits]
-    return digits_figure(torch.stack(pixels).view(-1, 28, 28), captions)
+    return digits_figure(torch.stack(pixels).view(-1, *one["shape"]), captions)

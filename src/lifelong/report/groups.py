@@ -2,41 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from statistics import fmean
 
+from lifelong.report.accuracies import columns, old_mean, tested, validated
 from lifelong.report.best import Candidate, Rule, candidate_of, mean_by_lambda
-from lifelong.report.numbers import as_typed
+from lifelong.report.names import label
+from lifelong.report.numbers import Mean, as_typed, mean_of, means
 from lifelong.report.results import Run
-from lifelong.report.table import METHODS
-from lifelong.report.trade_off import standard_error
 from lifelong.run.summary import Summary
-
-UNHELD = ("finetune", "joint")  # methods without a penalty, whose λ says nothing
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over seeds.
-
-    Args:
-        value: in per cent.
-        error: the standard error of the mean in points; 0 for a single seed.
-        count: how many seeds.
-    """
-
-    value: float
-    error: float
-    count: int
-
-    def __str__(self) -> str:
-        """What a table shows.
-
-        Returns:
-            ``mean ± standard error``; for a single seed the value alone.
-        """
-        if self.count == 1:
-            return f"{self.value:.2f}"
-        return f"{self.value:.2f} ± {self.error:.2f}"
 
 
 @dataclass(frozen=True)
@@ -58,15 +30,23 @@ class Group:
     @property
     def family(self) -> str:
         """The method's name with its setting: what a curve over λ stands for."""
-        name = METHODS.get(self.method, self.method)
+        name = self.summaries[0].method_title
         return f"{name} ({self.setting})" if self.setting else name
+
+    @property
+    def has_lambda(self) -> bool:
+        """Whether the method has a λ."""
+        return self.summaries[0].has_lambda
 
     @property
     def label(self) -> str:
         """The family, with λ where the method has one."""
-        if self.method in UNHELD:
-            return self.family
-        return f"{self.family}, λ = {as_typed(self.ewc_lambda)}"
+        return label(self.family, self.ewc_lambda, has_lambda=self.has_lambda)
+
+    @property
+    def lambda_cell(self) -> str:
+        """λ as a table shows it."""
+        return as_typed(self.ewc_lambda) if self.has_lambda else "–"
 
     @property
     def summaries(self) -> list[Summary]:
@@ -92,8 +72,16 @@ class Group:
         Returns:
             In per cent.
         """
-        values = [100 * figure(summary) for summary in self.summaries]
-        return Mean(fmean(values), standard_error(values), len(values))
+        return mean_of([figure(summary) for summary in self.summaries])
+
+    @property
+    def figures(self) -> dict[str, Mean]:
+        """What a table has of it: heading → mean over seeds, on test and on validation images."""
+        return {
+            f"{name} {images}": mean
+            for images, read in (("test", tested), ("validation", validated))
+            for name, mean in means([columns(read(one)) for one in self.summaries]).items()
+        }
 
     @property
     def command(self) -> str:
@@ -114,7 +102,7 @@ def old_test(summary: Summary) -> float:
     Returns:
         A fraction; the mean where several tasks are old.
     """
-    return fmean(summary.accuracy[-1][:-1])
+    return old_mean(tested(summary))
 
 
 def new_test(summary: Summary) -> float:
@@ -129,30 +117,6 @@ def new_test(summary: Summary) -> float:
     return summary.accuracy[-1][-1]
 
 
-def old_validation(summary: Summary) -> float:
-    """The accuracy on the old tasks' validation images at the end.
-
-    Args:
-        summary: of a run over at least two tasks.
-
-    Returns:
-        A fraction; the mean where several tasks are old.
-    """
-    return candidate_of(summary).old
-
-
-def new_validation(summary: Summary) -> float:
-    """The accuracy on the new task's validation images at the end.
-
-    Args:
-        summary: of a run.
-
-    Returns:
-        A fraction.
-    """
-    return candidate_of(summary).new
-
-
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Group runs by all but their seed.
 
@@ -160,23 +124,16 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         runs: over the same tasks.
 
     Returns:
-        By family, and by λ within it; methods in the order of ``METHODS``.
+        By family, and by λ within it; methods without λ come last.
     """
     found: dict[tuple[str, float, str], list[Run]] = {}
     for run in runs:
         key = (run.summary.method, run.summary.ewc_lambda, run.setting)
         found.setdefault(key, []).append(run)
-    order = list(METHODS)
-
-    def place(key: tuple[str, float, str]) -> tuple[int, str, str, float]:
-        method, ewc_lambda, setting = key
-        known = order.index(method) if method in order else len(order)
-        return (known, method, setting, ewc_lambda)
-
-    return [
-        Group(method, ewc_lambda, setting, found[method, ewc_lambda, setting])
-        for method, ewc_lambda, setting in sorted(found, key=place)
-    ]
+    groups = [Group(*key, same) for key, same in found.items()]
+    return sorted(
+        groups, key=lambda g: (not g.has_lambda, g.family.casefold(), g.method, g.ewc_lambda)
+    )
 
 
 def families(groups: Iterable[Group]) -> dict[str, list[Group]]:

@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lifelong.report.best import Rule
+from lifelong.report.best import Rule, verdict
 from lifelong.report.charts import lambda_chart, matrix_chart, retention_chart, trade_off_chart
-from lifelong.report.copies import as_csv, as_markdown, figures_of
 from lifelong.report.groups import Group, chosen, families, group_runs
-from lifelong.report.numbers import as_typed
-from lifelong.report.results import Forgotten, ForgottenDigit, Results
-from lifelong.report.sweep_table import verdict
-from lifelong.report.table import title
+from lifelong.report.names import mean_of_old, old_name, title
+from lifelong.report.results import Forgotten, ForgottenImage, Results
+from lifelong.report.tables import as_csv, as_markdown
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 TEMPLATE = Path(__file__).with_name("page.html")
-SHOWN = 16  # forgotten digits of a run
+SHOWN = 16  # forgotten images of a run
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,8 @@ def make_report(results: Results, rule: Rule) -> Report:
     first = results.runs[0].summary
     tasks = first.tasks
     several = len(tasks) > 1
-    names = _names(tasks)
     best = chosen(groups, rule) if several else groups
-    markdown = as_markdown(groups, names) if several else ""
-    csv = as_csv(groups, names) if several else ""
+    markdown, csv = as_markdown(groups), as_csv(groups)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     swept = _swept(groups)
@@ -71,27 +67,22 @@ def make_report(results: Results, rule: Rule) -> Report:
         versions=first.versions,
         parameters=first.parameters,
         notes=results.notes,
-        names=names,
-        several=several,
-        old_tasks=len(tasks) - 1,
+        old=old_name(tasks),
+        new=tasks[-1],
+        old_mean=mean_of_old(len(tasks) - 1),
         verdicts=_verdicts(groups, rule) if several else [],
         plotly=get_plotlyjs(),
-        lambda_chart=_html(lambda_chart(groups, names), "lambda") if swept else None,
-        trade_off=_html(trade_off_chart(groups, names), "trade-off") if several else None,
-        retention=_html(retention_chart(groups, tasks[0]), "retention") if several else None,
+        lambda_chart=_html(lambda_chart(groups), "lambda") if swept else None,
+        trade_off=_html(trade_off_chart(groups), "trade-off") if several else None,
+        retention=_html(retention_chart(groups), "retention") if several else None,
         matrices=[_html(matrix_chart(one), f"matrix-{i}") for i, one in enumerate(best)],
         forgotten=_forgotten(best),
-        rows=_rows(groups, best, names) if several else [],
+        rows=_rows(groups, best),
         markdown=markdown,
         csv=csv,
         commands=[(group.label, group.command) for group in groups],
     )
     return Report(html, markdown, csv)
-
-
-def _names(tasks: Sequence[str]) -> tuple[str, str]:
-    old = tasks[0] if len(tasks) < 3 else f"the {len(tasks) - 1} old tasks"
-    return old, tasks[-1]
 
 
 def _swept(groups: Sequence[Group]) -> bool:
@@ -108,16 +99,14 @@ def _verdicts(groups: Sequence[Group], rule: Rule) -> list[str]:
     return sentences
 
 
-def _rows(
-    groups: Sequence[Group], best: Sequence[Group], names: tuple[str, str]
-) -> list[dict[str, Any]]:
+def _rows(groups: Sequence[Group], best: Sequence[Group]) -> list[dict[str, Any]]:
     swept = {family for family, same in families(groups).items() if len(same) > 1}
     return [
         {
             "family": group.family,
-            "lambda": as_typed(group.ewc_lambda),
+            "lambda": group.lambda_cell,
             "seeds": ", ".join(map(str, group.seeds)),
-            "figures": figures_of(group, names),
+            "figures": group.figures,
             "best": group in best and group.family in swept,
         }
         for group in groups
@@ -134,20 +123,21 @@ def _forgotten(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _panel(group: Group, seed: int, forgotten: Forgotten) -> dict[str, Any]:
-    some = forgotten.digits[:: max(1, len(forgotten.digits) // SHOWN)][:SHOWN]
+    some = forgotten.images[:: max(1, len(forgotten.images) // SHOWN)][:SHOWN]
     return {
         "label": group.label,
         "seed": seed,
         "task": forgotten.task,
         "count": forgotten.count,
-        "digits": [{"label": d.label, "after": d.after, "source": _image(d)} for d in some],
+        "images": [{"about": one, "source": _source(one)} for one in some],
     }
 
 
-def _image(digit: ForgottenDigit) -> str:
+def _source(one: ForgottenImage) -> str:
     from PIL import Image, ImageOps
 
-    picture = ImageOps.invert(Image.frombytes("L", (28, 28), digit.pixels))
+    height, width = one.shape
+    picture = ImageOps.invert(Image.frombytes("L", (width, height), one.pixels))
     written = io.BytesIO()
     picture.save(written, "PNG")
     return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()

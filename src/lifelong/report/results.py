@@ -1,9 +1,10 @@
-"""The runs below a folder, read back: summaries, how each was begun, the digits it forgot."""
+"""The runs below a folder, read back: summaries, how each was begun, what it forgot, its curves."""
 
 import base64
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,39 +12,41 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lifelong.errors import LifelongError
-from lifelong.report.table import title
+from lifelong.report.names import title
 from lifelong.run.keys import is_setting
 from lifelong.run.summary import Summary
 
 
 @dataclass(frozen=True)
-class ForgottenDigit:
+class ForgottenImage:
     """A test image that was read right when its task was learnt, and wrong at the end.
 
     Args:
-        pixels: 28 × 28 grey values, 0 the paper and 255 full ink, row by row.
+        pixels: grey values, 0 the paper and 255 full ink, row by row.
+        shape: height and width.
         label: what it is.
         after: what the network reads at the end.
     """
 
     pixels: bytes
+    shape: tuple[int, int]
     label: int
     after: int
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """The digits of one old task that a run forgot.
+    """The test images of one old task that a run forgot.
 
     Args:
         task: the old one.
         count: how many of its test images, in all.
-        digits: some of them.
+        images: some of them.
     """
 
     task: str
     count: int
-    digits: list[ForgottenDigit]
+    images: list[ForgottenImage]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Run:
         directory: where it lies.
         summary: what it found.
         words: the ``key=value`` words it was begun with; empty if it left none.
-        forgotten: the digits it forgot, by old task.
+        forgotten: the images it forgot, by old task.
     """
 
     directory: Path
@@ -75,7 +78,11 @@ class Run:
         words = self.words or [
             f"benchmark={self.summary.benchmark}",
             f"method={self.summary.method}",
-            f"method.ewc_lambda={self.summary.ewc_lambda:g}",
+            *(
+                [f"method.ewc_lambda={self.summary.ewc_lambda:g}"]
+                if self.summary.has_lambda
+                else []
+            ),
             f"max_epochs={self.summary.max_epochs}",
         ]
         kept = [w for w in words if not w.startswith(("seed=", "output_dir=", "resume="))]
@@ -139,6 +146,49 @@ def read_results(directory: Path) -> Results:
     return Results(directory, [run for run in runs if id(run) in kept], notes)
 
 
+def read_summaries(directories: Iterable[Path]) -> list[Summary]:
+    """The summaries of those runs that have one.
+
+    Args:
+        directories: of the runs.
+
+    Returns:
+        In the same order.
+    """
+    paths = (directory / "summary.json" for directory in directories)
+    return [Summary.read(path) for path in paths if path.is_file()]
+
+
+def read_scalars(directory: Path | str, tag: str) -> tuple[list[int], list[float]]:
+    """One logged curve of a run.
+
+    Args:
+        directory: the run's, which holds ``tensorboard/``.
+        tag: the curve's name, such as ``train/penalty``.
+
+    Returns:
+        The optimizer steps since the first task began, and the values.
+
+    Raises:
+        LifelongError: when the run logged no such curve; it names those that it logged.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
+
+    # 0 keeps every event; the default thins long curves at random
+    folder = Path(directory) / "tensorboard"
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    known = events.Reload().Tags()["scalars"] if folder.is_dir() else []
+    if tag not in known:
+        raise LifelongError(
+            f"{directory} has no curve {tag}; it has {', '.join(sorted(known)) or 'none'}: "
+            "learn with logger=tensorboard"
+        )
+    curve = events.Scalars(tag)
+    return [event.step for event in curve], [event.value for event in curve]
+
+
 def _summaries(directory: Path) -> Iterator[Path]:
     for folder, below, files in os.walk(directory):
         below[:] = [name for name in below if not name.startswith(".")]
@@ -170,17 +220,21 @@ def _words(directory: Path) -> list[str]:
 def _forgotten(directory: Path) -> list[Forgotten]:
     try:
         content = json.loads((directory / "forgotten.json").read_text(encoding="utf-8"))
-        found = []
-        for one in content:
-            digits = [
-                ForgottenDigit(base64.b64decode(d["pixels"]), int(d["label"]), int(d["after"]))
-                for d in one["digits"]
-            ]
-            whole = [digit for digit in digits if len(digit.pixels) == 28 * 28]
-            found.append(Forgotten(str(one["task"]), int(one.get("count", len(whole))), whole))
-        return found
+        return [_forgotten_of(one) for one in content]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _forgotten_of(one: Mapping[str, Any]) -> Forgotten:
+    images = []
+    for kept in one["digits"]:
+        pixels = base64.b64decode(kept["pixels"])
+        # Files that say no shape are of square images.
+        height, width = one.get("shape") or [math.isqrt(len(pixels))] * 2
+        if len(pixels) == height * width > 0:
+            label, after = int(kept["label"]), int(kept["after"])
+            images.append(ForgottenImage(pixels, (height, width), label, after))
+    return Forgotten(str(one["task"]), int(one.get("count", len(images))), images)
 
 
 def _refuse_a_mixture(directory: Path, runs: Sequence[Run]) -> None:

@@ -1,4 +1,7 @@
-"""What a run found, as it stands in ``summary.json``."""
+"""What a run found, as it stands in ``summary.json``.
+
+Whoever reads results waits for no torch: what makes a summary out of a run imports it then.
+"""
 
 import json
 import math
@@ -9,14 +12,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch.utilities import rank_zero_only
-
-from lifelong.core import average_accuracy, backward_transfer, forgetting, forward_transfer
 from lifelong.data.files.whole import whole_file
 from lifelong.errors import LifelongError
 
 PACKAGES = ("lifelong-lightning", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
+# What summaries did not say before they had ``method_title`` and ``has_lambda``.
+_UNTITLED = {
+    "ewc": ("EWC", True),
+    "online_ewc": ("online EWC", True),
+    "kronecker_ewc": ("Kronecker EWC", True),
+    "finetune": ("fine-tuning", False),
+    "joint": ("joint training", False),
+}
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,16 @@ class StageResult:
 class Summary:
     """A finished run: the content of ``summary.json``; figures that one task lacks are null.
 
-    ``choice`` says how λ was chosen where it was ``auto``: the rule, what each candidate did on
-    validation images, and the seconds that all of it took.
+    ``method_title`` is the method in words; ``has_lambda`` says whether it has a λ at all, and
+    ``ewc_lambda`` is 0 where it has none. ``choice`` says how λ was chosen where it was ``auto``:
+    the rule, what each candidate did on validation images, and the seconds that all of it took.
     """
 
     benchmark: str
     scenario: str
     method: str
+    method_title: str
+    has_lambda: bool
     ewc_lambda: float
     seed: int
     max_epochs: int
@@ -72,18 +82,20 @@ class Summary:
     parameters: int
     versions: dict[str, str]
     reused: dict[str, dict[str, float]] = field(default_factory=dict)
-    method_title: str = ""
-    has_lambda: bool = True
     choice: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
 
-    @rank_zero_only
     def write(self, path: Path) -> None:
         """Write the summary as JSON, whole or not at all; process 0 alone does.
 
         Args:
             path: the file.
         """
+        from lightning.pytorch.utilities import rank_zero_only
+
+        rank_zero_only(self._write)(path)
+
+    def _write(self, path: Path) -> None:
         with whole_file(path) as temporary:
             text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -102,13 +114,31 @@ class Summary:
             LifelongError: when the file is none.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = titled(json.loads(path.read_text(encoding="utf-8")))
             return cls(**{x.name: content[x.name] for x in fields(cls) if x.name in content})
         except (ValueError, KeyError, TypeError) as error:
             raise LifelongError(
                 f"{path} is no summary of this version of lifelong ({error}); remove it to have "
                 "it written anew"
             ) from error
+
+
+def titled(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of its method, completed where it was written before it said so.
+
+    Args:
+        about: fields of ``Summary``, ``method`` at least.
+
+    Returns:
+        The same with ``method_title`` and ``has_lambda``; a method of a user's own is called by its
+        name and has a λ.
+
+    Example:
+        >>> titled({"method": "joint"})["method_title"], titled({"method": "my_own"})["has_lambda"]
+        ('joint training', True)
+    """
+    name, has_lambda = _UNTITLED.get(about["method"], (about["method"], True))
+    return {"method_title": name, "has_lambda": has_lambda} | dict(about)
 
 
 def summarize(stages: Sequence[StageResult], untrained: Sequence[float], **about: Any) -> Summary:
@@ -122,11 +152,15 @@ def summarize(stages: Sequence[StageResult], untrained: Sequence[float], **about
     Returns:
         The summary with its figures.
     """
+    import torch
+
+    from lifelong.core import average_accuracy, backward_transfer, forgetting, forward_transfer
+
     accuracy = torch.tensor([stage.accuracy for stage in stages], dtype=torch.float64)
     baseline = torch.tensor(untrained, dtype=torch.float64)
     names = [stage.task for stage in stages]
     return Summary(
-        **about,
+        **titled(about),
         tasks=names,
         accuracy=[stage.accuracy for stage in stages],
         untrained_accuracy=list(untrained),

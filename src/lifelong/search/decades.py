@@ -79,8 +79,7 @@ def choose(config: DictConfig) -> dict[str, Any]:
     for ewc_lambda in _values(config, rule, found):
         with silence() if found else nullcontext():
             found.append(_try(config, ewc_lambda))
-        kept = f"kept {100 * found[-1].old:.2f} %, new {100 * found[-1].new:.2f} %"
-        say(f"λ = {as_typed(ewc_lambda)}: {kept} of validation images")
+        say(f"λ = {as_typed(ewc_lambda)}: {found[-1].words} of validation images")
     best = rule.choose(found)
     content = {
         "rule": asdict(rule),
@@ -194,9 +193,11 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _show(found: "list[Candidate]", best: "Candidate", rule: "Rule", config: DictConfig) -> None:
-    from lifelong.report.sweep_table import Trial, print_wide, search_table, verdict
+    from lifelong.report.best import verdict
+    from lifelong.report.tables import print_wide
     from lifelong.search.notes import FINISHED
     from lifelong.search.sweep import in_sweep
+    from lifelong.search.trial import Trial, search_table
 
     say(verdict(best, rule))
     if in_sweep():

@@ -5,12 +5,14 @@ with the same folder.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from lifelong.data.files.whole import whole_file
+from lifelong.report.names import mean_of_old
 
 FOLDER = ".progress"
 RUNNING, FINISHED, FAILED, PRUNED = "running", "finished", "failed", "given up"
@@ -43,8 +45,16 @@ class Note:
     @property
     def kept(self) -> float | None:
         """The mean accuracy on the tasks before the current one, if there are any."""
-        old = [value for name, value in self.figures.items() if name.startswith("retained/")]
-        return sum(old) / len(old) if old else None
+        return sum(self._old) / len(self._old) if self._old else None
+
+    @property
+    def kept_by(self) -> str:
+        """That what was kept is a mean over several tasks, if it is."""
+        return mean_of_old(len(self._old))
+
+    @property
+    def _old(self) -> list[float]:
+        return [value for name, value in self.figures.items() if name.startswith("retained/")]
 
     @property
     def new(self) -> float | None:
@@ -72,10 +82,9 @@ class Notebook:
             **changes: fields of ``Note``.
         """
         self.note = replace(self.note, **changes)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(asdict(self.note), ensure_ascii=False), encoding="utf-8")
-        temporary.replace(self._path)
+        with whole_file(self._path) as temporary:
+            text = json.dumps(asdict(self.note), ensure_ascii=False)
+            temporary.write_text(text, encoding="utf-8")
 
     def epoch(self, task: str, epoch: int, epochs: int, figures: Mapping[str, float]) -> None:
         """Note the end of an epoch.

@@ -19,17 +19,19 @@ from lifelong.config.console import one_line, say, silence
 from lifelong.data.files.whole import whole_file
 from lifelong.errors import LifelongError
 from lifelong.learning.progress import without_bars
-from lifelong.report.best import Candidate, Rule, candidate_at, candidate_of
+from lifelong.report.best import Candidate, Rule, candidate_at, candidate_of, verdict
 from lifelong.report.numbers import as_typed
+from lifelong.report.results import read_summaries
+from lifelong.report.tables import print_wide
 from lifelong.search.branches import learn_branches
 from lifelong.search.notes import FAILED, FINISHED, PRUNED, Note, Notebook, remove_notes
 from lifelong.search.overview import Overview
 from lifelong.search.sweep import in_sweep, tell_epochs
+from lifelong.search.trial import Trial, search_table
 
 if TYPE_CHECKING:
     import optuna
 
-    from lifelong.report.sweep_table import Trial
     from lifelong.run import Job, Summary
 
 DIGITS = 3
@@ -47,8 +49,6 @@ def search(config: DictConfig) -> float:
     Raises:
         LifelongError: when no trial came to its end.
     """  # noqa: DOC502
-    from lifelong.report.sweep_table import print_wide, read_summaries, search_table, verdict
-
     rule = Rule(config.choice.rule, float(config.choice.at_most_lost))
     folder = Path(config.output_dir)
     study = _study(config.search)
@@ -117,7 +117,7 @@ class _Attempt:
     _epochs: int = 0
     _began: bool = False
 
-    def run(self) -> "Trial":
+    def run(self) -> Trial:
         """Learn the trial, or give it up on the way.
 
         Returns:
@@ -128,8 +128,6 @@ class _Attempt:
         """
         import optuna
         from optuna.trial import TrialState
-
-        from lifelong.report.sweep_table import Trial
 
         search = self.config.search
         self._trial = self.study.ask()
@@ -228,7 +226,7 @@ class _Attempt:
                 self._trial.report(self.rule.score(candidate), epoch)
 
 
-def _write(folder: Path, config: DictConfig, rule: Rule, trials: Sequence["Trial"]) -> None:
+def _write(folder: Path, config: DictConfig, rule: Rule, trials: Sequence[Trial]) -> None:
     best = None
     with suppress(LifelongError):
         best = rule.choose(t.found for t in trials if t.state == FINISHED and t.found)

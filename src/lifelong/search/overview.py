@@ -89,7 +89,10 @@ def overview_table(notes: Sequence[Note], total: int | None) -> Table:
         The table.
     """
     done = sum(note.state != RUNNING for note in notes)
-    table = Table(title=f"{done} of {total or '?'} runs done; accuracies on validation images")
+    title = f"{done} of {total or '?'} runs done; accuracies on validation images"
+    if any(note.kept_by for note in notes):
+        title += "; kept: the mean of the old tasks"
+    table = Table(title=title)
     table.add_column("run", overflow="fold")
     for heading in ("learns", "epoch", "kept %", "new %"):
         table.add_column(heading, justify="right")
@@ -112,9 +115,10 @@ def note_line(note: Note) -> str:
     """
     if note.state == FAILED:
         return f"{note.name} failed: {note.message}"
+    mean = f" ({note.kept_by})" if note.kept_by else ""
     figures = [
-        f"{word} {_percent(value)} %"
-        for word, value in (("kept", note.kept), ("new", note.new))
+        f"{word} {_percent(value)} %{about}"
+        for word, value, about in (("kept", note.kept, mean), ("new", note.new, ""))
         if value is not None
     ]
     if note.state == PRUNED:

@@ -211,14 +211,10 @@ class SweepOverview(Callback):
             )
 
     def _print_table(self, notes: list[Note]) -> None:
-        from lifelong.report.best import Rule
-        from lifelong.report.sweep_table import (
-            choose_from,
-            print_wide,
-            read_summaries,
-            sweep_table,
-            verdict,
-        )
+        from lifelong.report.best import Rule, choose_from, verdict
+        from lifelong.report.names import title
+        from lifelong.report.results import read_summaries
+        from lifelong.report.tables import print_wide, sweep_table
 
         groups: dict[str, list[Summary]] = {}
         for note in notes:
@@ -228,7 +224,9 @@ class SweepOverview(Callback):
         if not groups or any(len(s.tasks) < 2 for runs in groups.values() for s in runs):
             return
         rule = Rule(self._config.choice.rule, float(self._config.choice.at_most_lost))
-        print_wide(sweep_table(groups, rule))
+        for name in dict.fromkeys(title(runs[0]) for runs in groups.values()):
+            same = {label: runs for label, runs in groups.items() if title(runs[0]) == name}
+            print_wide(sweep_table(same, rule))
         for label, runs in groups.items():
             if len({run.ewc_lambda for run in runs}) > 1:
                 sentence = verdict(choose_from(runs, rule), rule)

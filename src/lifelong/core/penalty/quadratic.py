@@ -72,9 +72,6 @@ class QuadraticPenalty(nn.Module):
         """
         return dict(self.importance.named_buffers())
 
-    def largest_curvature(self) -> float:
-        return max((float(f.max()) for f in self.importances().values()), default=0.0)
-
     def anchors(self) -> dict[str, Tensor]:
         """The folded anchor θ̄ of every consolidated parameter.
 

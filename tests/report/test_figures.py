@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from lifelong.errors import LifelongError
-from lifelong.report.digits import digits_figure
-from lifelong.report.matrix import accuracy_matrix_figure
-from lifelong.report.picture import retention_figure
-from lifelong.report.trade_off import TradeOffPoint, lambda_figure, trade_off, trade_off_figure
+from lifelong.report.best import TradeOffPoint, trade_off
+from lifelong.report.figures import (
+    accuracy_matrix_figure,
+    digits_figure,
+    lambda_figure,
+    retention_figure,
+    trade_off_figure,
+)
+from lifelong.report.results import read_scalars
 from lifelong.run import Summary
 
 
@@ -18,6 +23,8 @@ def summary(ewc_lambda: float, seed: int, old: float, new: float) -> Summary:
         benchmark="b",
         scenario="domain",
         method="ewc",
+        method_title="EWC",
+        has_lambda=True,
         ewc_lambda=ewc_lambda,
         seed=seed,
         max_epochs=2,
@@ -73,13 +80,13 @@ def test_one_seed_has_no_standard_error() -> None:
 
 def test_the_figures_of_a_sweep_hold_every_point_and_name_the_tasks() -> None:
     points = trade_off(RUNS)
-    figure = lambda_figure({"one": points, "two": points}, old="first", new="second")
+    figure = lambda_figure({"one": points, "two": points}, ["first", "second"])
     assert [axes.get_title() for axes in figure.axes] == ["one", "two"]
     old, new = (container[0].get_xydata().tolist() for container in figure.axes[0].containers)
     assert old == [[0.0, points[0].old], [100.0, points[1].old]]
     assert new == [[0.0, points[0].new], [100.0, points[1].new]]
 
-    axes = trade_off_figure({"one": points, "two": points}, old="first", new="second").axes[0]
+    axes = trade_off_figure({"one": points, "two": points}, ["first", "second"]).axes[0]
     assert "second" in axes.get_xlabel()
     assert "first" in axes.get_ylabel()
     for container in axes.containers:
@@ -121,8 +128,6 @@ def test_images_without_as_many_captions_are_refused(count: int, captions: list[
 
 def test_a_logged_curve_is_read_back_whole(tmp_path) -> None:
     from torch.utils.tensorboard import SummaryWriter
-
-    from lifelong.report.scalars import read_scalars
 
     with SummaryWriter(tmp_path / "tensorboard") as writer:
         for step in range(0, 3000, 2):  # TensorBoard's own reader thins beyond a thousand

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lifelong.report.best import Candidate, Rule
-from lifelong.report.sweep_table import Trial, choose_from, search_table, sweep_table, verdict
+from lifelong.report.best import Candidate, Rule, choose_from, verdict
+from lifelong.report.tables import sweep_table
 from lifelong.search.notes import (
     FAILED,
     FINISHED,
@@ -20,8 +20,9 @@ from lifelong.search.notes import (
     remove_notes,
 )
 from lifelong.search.overview import Overview, note_line, overview_table
+from lifelong.search.trial import Trial, search_table
 
-from .test_trade_off import RUNS
+from .test_figures import RUNS
 
 
 def rows(table: Table) -> list[list[str]]:

@@ -1,4 +1,0 @@
-from typing import Any
-
-Penalty = Any
-Importance = Any
