@@ -148,7 +148,7 @@ def test_every_weight_gives_finite_parameters(name: str, weight: float) -> None:
 
 def test_another_optimizer_is_an_error_that_names_it() -> None:
     optimizer = torch.optim.RMSprop([nn.Parameter(torch.ones(1))])
-    with pytest.raises(ValueError, match=r"RMSprop; use .* method\.step=explicit"):
+    with pytest.raises(ValueError, match=r"RMSprop; use .* take the explicit step"):
         step_sizes(optimizer)
 
 

@@ -3,6 +3,7 @@
 from lifelong.core.fisher.diagonal import fisher_diagonal
 from lifelong.core.fisher.factors import KroneckerFactors, kronecker_factors
 from lifelong.core.fisher.other_libraries import equivalent_lambda
+from lifelong.core.importance import DiagonalImportance
 from lifelong.core.metrics import (
     average_accuracy,
     backward_transfer,
@@ -12,10 +13,17 @@ from lifelong.core.metrics import (
 from lifelong.core.penalty.kronecker import KroneckerPenalty
 from lifelong.core.penalty.proximal import step_sizes
 from lifelong.core.penalty.quadratic import QuadraticPenalty
+from lifelong.core.penalty.term import PenaltyTerm
+from lifelong.core.plain import from_plain, to_plain
+from lifelong.core.protocols import Importance, Penalty
 
 __all__ = [
+    "DiagonalImportance",
+    "Importance",
     "KroneckerFactors",
     "KroneckerPenalty",
+    "Penalty",
+    "PenaltyTerm",
     "QuadraticPenalty",
     "average_accuracy",
     "backward_transfer",
@@ -23,6 +31,8 @@ __all__ = [
     "fisher_diagonal",
     "forgetting",
     "forward_transfer",
+    "from_plain",
     "kronecker_factors",
     "step_sizes",
+    "to_plain",
 ]

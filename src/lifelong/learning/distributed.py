@@ -9,13 +9,12 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
-from lifelong.core import KroneckerFactors
 from lifelong.core.fisher.examples import count
 from lifelong.core.fisher.partial_sums import Layout, ShareSums
+from lifelong.core.importance import DiagonalImportance, as_importance
+from lifelong.core.protocols import Importance
 from lifelong.errors import LifelongError
 from lifelong.learning.progress import Progress
-
-Importance = dict[str, Tensor] | KroneckerFactors
 
 
 def estimate_over_processes(
@@ -55,7 +54,7 @@ def estimate_over_processes(
         ValueError: when no process has an example.
     """  # noqa: DOC502
     if trainer.world_size == 1:
-        return estimator(network, batches, progress=progress)
+        return as_importance(estimator(network, batches, progress=progress))
     if not isinstance(trainer.strategy, DDPStrategy):
         name = type(trainer.strategy).__name__
         raise LifelongError(
@@ -140,7 +139,8 @@ def _added_up(own: ShareSums | None, trainer: Trainer) -> ShareSums:
         )
     # Who has no example knows the names and shapes from the first who has.
     layout: Layout = trainer.strategy.broadcast(
-        own.layout if own is not None else [], src=int(counts.nonzero()[0])
+        own.layout if own is not None else (DiagonalImportance, []),
+        src=int(counts.nonzero()[0]),
     )
     if own is None:
         own = ShareSums.none(layout, device)

@@ -20,6 +20,7 @@ from lifelong.core.fisher.squares import (
     TokenSquares,
 )
 from lifelong.core.fisher.traceless import traceless
+from lifelong.core.importance import DiagonalImportance
 
 # the error on trained perceptrons is about this share: a third of the promised 1e-6
 THRESHOLD = 3e-7
@@ -35,7 +36,7 @@ def fisher_diagonal(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
     chunk: int | None = None,
-) -> dict[str, Tensor]:
+) -> DiagonalImportance:
     """Return how much each parameter matters to the predictions, the Fisher information's diagonal.
 
         F_i = (1/N) Σ_n E_y [(∂ log p(y | x_n) / ∂θ_i)²]
@@ -76,8 +77,8 @@ def fisher_diagonal(
         chunk: How many examples are evaluated at once; by memory, at most 512, if None.
 
     Returns:
-        For the name of every parameter that requires a gradient a tensor of its shape; zeros where
-        the output does not depend on it.
+        A dictionary: for the name of every parameter that requires a gradient a tensor of its
+        shape; zeros where the output does not depend on it.
 
     Raises:
         ValueError: If there is no example, an output is no finite `[N, ..., C]`, examples of a
@@ -99,7 +100,7 @@ def fisher_diagonal(
         diagonal = Diagonal(network)
         for part in chunks(capture, batches, plan):
             diagonal.add(part)
-        return diagonal.mean(plan.done)
+        return DiagonalImportance(diagonal.mean(plan.done))
 
 
 class Diagonal:

@@ -16,6 +16,7 @@ from lifelong.core.fisher.likelihoods import Labels
 from lifelong.core.fisher.passes import Chunk, Plan, Progress, chunks
 from lifelong.core.fisher.rules import rule_for
 from lifelong.core.fisher.traceless import device_of, traceless
+from lifelong.core.importance import DiagonalImportance
 
 # Of the labels' variance so much may be left out: a tenth of a per cent would take half as long
 # again, and A ⊗ G itself is off by far more.
@@ -38,7 +39,46 @@ class KroneckerFactors(dict[str, tuple[Tensor, Tensor]]):
         diagonal: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(pairs)
-        self.diagonal: dict[str, Tensor] = dict(diagonal or {})
+        self.diagonal = DiagonalImportance(diagonal or {})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The means that it is made of.
+
+        Returns:
+            ``A:layer`` → A and ``G:layer`` → G for each layer, ``F:parameter`` → F for the rest.
+        """
+        found: dict[str, Tensor] = {}
+        for name, (A, G) in self.items():
+            found |= {f"A:{name}": A, f"G:{name}": G}
+        return found | {f"F:{name}": f for name, f in self.diagonal.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "KroneckerFactors":
+        """The factors that ``tensors`` took apart.
+
+        Args:
+            tensors: as ``tensors`` names them.
+
+        Returns:
+            The factors.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"A": {}, "G": {}, "F": {}}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(":")
+            parts[kind][name] = tensor
+        pairs = {name: (A, parts["G"][name]) for name, A in parts["A"].items()}
+        return cls(pairs, parts["F"])
+
+    def traces(self) -> dict[str, float]:
+        """What each layer, and each of the remaining parameters, holds of the trace.
+
+        Returns:
+            Layer → tr A · tr G, parameter → Σ F.
+        """
+        layers = {
+            name: float(A.double().trace() * G.double().trace()) for name, (A, G) in self.items()
+        }
+        return layers | self.diagonal.traces()
 
     def trace(self) -> float:
         """The trace of the whole: Σ tr A · tr G + Σ F.
@@ -46,8 +86,7 @@ class KroneckerFactors(dict[str, tuple[Tensor, Tensor]]):
         Returns:
             The trace, in nats over squared units of the parameters.
         """
-        factored = sum(float(a.double().trace() * g.double().trace()) for a, g in self.values())
-        return factored + sum(float(f.double().sum()) for f in self.diagonal.values())
+        return sum(self.traces().values())
 
     def mean_diagonal(self) -> float:
         """The mean of the diagonal over all parameters: the trace over their number.
@@ -183,7 +222,7 @@ class _Factors:
             if len(found) != 1:
                 raise ValueError(
                     f"layer {self._layers[module].name!r} is called {len(found)} times for some "
-                    "examples and once for others; freeze it, or type method=ewc"
+                    "examples and once for others; freeze it, or use fisher_diagonal"
                 )
             calls += found
         kept = []

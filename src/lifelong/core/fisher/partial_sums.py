@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lifelong.core.fisher.factors import KroneckerFactors
+from lifelong.core.importance import as_importance
+from lifelong.core.protocols import Importance
 
-# kind ("A", "G" or "diagonal"), name of the layer or parameter, shape, precision
-Layout = Sequence[tuple[str, str, tuple[int, ...], torch.dtype]]
+# what to build of the means, and of each its name, shape and precision
+Layout = tuple[type[Importance], list[tuple[str, tuple[int, ...], torch.dtype]]]
 
 
 class ShareSums:
@@ -25,7 +26,8 @@ class ShareSums:
     importance. Add the shares' sums, in one process or in many, and take the mean.
 
     Args:
-        layout: which tensors there are, and in what precision their means are wanted.
+        layout: what importance the means make, which tensors there are, and in what precision
+            their means are wanted.
         sums: the tensors, in the layout's order.
         count: the number of examples n_r.
 
@@ -37,12 +39,12 @@ class ShareSums:
     """
 
     def __init__(self, layout: Layout, sums: Sequence[Tensor], count: int) -> None:
-        self.layout = list(layout)
+        self.layout = layout
         self.sums = list(sums)
         self.count = count
 
     @classmethod
-    def of(cls, importance: Mapping[str, Tensor] | KroneckerFactors, count: int) -> "ShareSums":
+    def of(cls, importance: Importance | Mapping[str, Tensor], count: int) -> "ShareSums":
         """The sums behind an importance.
 
         Args:
@@ -57,9 +59,10 @@ class ShareSums:
         """
         if count < 1:
             raise ValueError(f"count is {count}; a mean is over at least 1 example")
-        means = _tensors(importance)
-        layout = [(kind, name, tuple(t.shape), t.dtype) for kind, name, t in means]
-        return cls(layout, [t.double() * count for _, _, t in means], count)
+        whole = as_importance(importance)
+        means = whole.tensors()
+        layout = [(name, tuple(t.shape), t.dtype) for name, t in means.items()]
+        return cls((type(whole), layout), [t.double() * count for t in means.values()], count)
 
     @classmethod
     def none(cls, layout: Layout, device: torch.device | str = "cpu") -> "ShareSums":
@@ -73,7 +76,7 @@ class ShareSums:
             Zeros.
         """
         zeros = [
-            torch.zeros(shape, dtype=torch.float64, device=device) for _, _, shape, _ in layout
+            torch.zeros(shape, dtype=torch.float64, device=device) for _, shape, _ in layout[1]
         ]
         return cls(layout, zeros, 0)
 
@@ -97,7 +100,7 @@ class ShareSums:
         pairs = zip(self.sums, other.sums, strict=True)
         return ShareSums(self.layout, [a + b for a, b in pairs], self.count + other.count)
 
-    def mean(self) -> dict[str, Tensor] | KroneckerFactors:
+    def mean(self) -> Importance:
         """The importance over all the examples that were added up.
 
         Returns:
@@ -108,21 +111,10 @@ class ShareSums:
         """
         if not self.count:
             raise ValueError("no share holds an example; wanted at least one in all of them")
-        parts: dict[str, dict[str, Tensor]] = {"A": {}, "G": {}, "diagonal": {}, "": {}}
-        for (kind, name, _, dtype), total in zip(self.layout, self.sums, strict=True):
-            parts[kind][name] = (total / self.count).to(dtype)
-        if parts["A"] or parts["diagonal"]:
-            pairs = {name: (A, parts["G"][name]) for name, A in parts["A"].items()}
-            return KroneckerFactors(pairs, parts["diagonal"])
-        return parts[""]
-
-
-def _tensors(
-    importance: Mapping[str, Tensor] | KroneckerFactors,
-) -> list[tuple[str, str, Tensor]]:
-    if not isinstance(importance, KroneckerFactors):
-        return [("", name, f) for name, f in importance.items()]
-    found = []
-    for name, (A, G) in importance.items():
-        found += [("A", name, A), ("G", name, G)]
-    return found + [("diagonal", name, f) for name, f in importance.diagonal.items()]
+        kind, layout = self.layout
+        return kind.from_tensors(
+            {
+                name: (total / self.count).to(dtype)
+                for (name, _, dtype), total in zip(layout, self.sums, strict=True)
+            }
+        )

@@ -112,10 +112,10 @@ class KroneckerPenalty(nn.Module):
         here = {name: params[name].detach().clone() for name in rest if name in params}
         self.rest.fold(here, rest, decay)
         for key in self.layers:
-            kept = [term for term in self._terms(key) if decay > 0.0]
-            for term in kept:
+            for term in self._terms(key):
                 term.scale_(decay)
-            self.layers[key] = nn.ModuleList(kept)
+        if decay == 0.0:  # nothing of the tasks before is left, also of layers that this one lacks
+            self.layers = nn.ModuleDict()
         for weight, term in terms.items():
             term.shift.fill_(shift)
             key = weight.replace(".", "/")
@@ -160,6 +160,37 @@ class KroneckerPenalty(nn.Module):
                 gap = weights - term.anchor
                 omega += 0.5 * (gap * term.gradient(weights)).sum()
         return omega
+
+    @torch.no_grad()
+    def value_and_gradient(
+        self, params: Mapping[str, Tensor], weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Ω and ``weight`` · ∂Ω/∂θ, from the same two matrix products a layer and a task.
+
+        With ``precision="bfloat16"`` Ω comes from the rounded products too; ``value`` does not.
+
+        Args:
+            params: parameter name → θ.
+            weight: λ > 0.
+
+        Returns:
+            Ω, a scalar in float64 without λ, and the gradient by parameter name, of the
+            consolidated parameters that require one.
+        """
+        omega, gradients = self.rest.value_and_gradient(params, weight)
+        for key in self.layers:
+            weights, pull = self._matrix(key, params), None
+            for term in self._terms(key):
+                one = term.gradient(weights, self.precision)
+                omega += 0.5 * ((weights - term.anchor) * one).sum(dtype=torch.float64)
+                pull = one if pull is None else pull.add_(one)
+            assert pull is not None
+            for name, (part, columns) in zip(
+                _names(key), self._split(key, params, pull), strict=False
+            ):
+                if part.requires_grad:
+                    gradients[name] = columns * weight
+        return omega, gradients
 
     @torch.no_grad()
     def add_gradient_(self, params: Mapping[str, Tensor], weight: float) -> None:
@@ -223,9 +254,36 @@ class KroneckerPenalty(nn.Module):
             if len(stepped) < len(parts):
                 raise ValueError(
                     f"of {_names(key)[0]!r} and its bias only one is trained: that has no proximal "
-                    "step; train or freeze both, or method.step=explicit"
+                    "step; train or freeze both, or take the explicit step"
                 )
             self._step_layer_(key, params, step_sizes, weight)
+
+    @torch.no_grad()
+    def largest_curvature(self) -> float:
+        """A bound on Ω's largest curvature; 0 when empty.
+
+        Returns:
+            The largest over the layers of Σ_t (a_max g_max + μ), with the largest eigenvalues of A
+            and G, and over the remaining diagonal: exact for one term, else at most T times it.
+        """
+        layers = [sum(term.largest_curvature() for term in self._terms(key)) for key in self.layers]
+        return max([self.rest.largest_curvature(), *layers])
+
+    def single_importances(self) -> dict[str, Tensor]:
+        """None: the entries of a layer are priced together.
+
+        Returns:
+            An empty dictionary.
+        """
+        return {}
+
+    def single_anchors(self) -> dict[str, Tensor]:
+        """None, as there are no importances of single entries.
+
+        Returns:
+            An empty dictionary.
+        """
+        return {}
 
     def extra_repr(self) -> str:
         """What ``print`` shows.
@@ -251,7 +309,7 @@ class KroneckerPenalty(nn.Module):
             if not isinstance(step_sizes, StepSizes):
                 raise ValueError(
                     "this proximal step starts where the optimizer came from; "
-                    "pass step_sizes(optimizer), or method.step=explicit"
+                    "pass step_sizes(optimizer), or take the explicit step"
                 )
             start = _as_matrix([step_sizes.before(part) for part in parts])
         if isinstance(s, Tensor):

@@ -85,6 +85,15 @@ class KroneckerTerm(nn.Module):
         shift = float(self.shift)
         return pull.add_(gap, alpha=shift) if shift else pull
 
+    def largest_curvature(self) -> float:
+        """The largest eigenvalue of the Hessian, a_max g_max + μ.
+
+        Returns:
+            In nats over squared units of the weights.
+        """
+        largest = [float(torch.linalg.eigvalsh(m.double())[-1]) for m in (self.A, self.G)]
+        return max(largest[0], 0.0) * max(largest[1], 0.0) + float(self.shift)
+
     def scale_(self, decay: float) -> None:
         """Multiply the term by γ.
 

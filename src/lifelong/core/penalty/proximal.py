@@ -98,7 +98,7 @@ class StepSizes(dict[Tensor, StepSize]):
             if group.get("maximize", False):
                 raise ValueError(
                     "the optimizer maximizes (maximize=True) and a proximal step minimizes; "
-                    "set maximize=False, or method.step=explicit"
+                    "set maximize=False, or take the explicit step"
                 )
             for param in group["params"]:
                 state = optimizer.state.get(param, {})
@@ -176,7 +176,7 @@ def _is_adam(optimizer: Optimizer) -> bool:
         return False
     raise ValueError(
         f"no proximal step is known for {type(optimizer).__name__}; "
-        "use SGD, Adam or AdamW, or method.step=explicit"
+        "use SGD, Adam or AdamW, or take the explicit step"
     )
 
 

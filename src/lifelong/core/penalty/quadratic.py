@@ -157,10 +157,32 @@ class QuadraticPenalty(nn.Module):
         self._check_present(params)
         omega = self.constant.clone()
         for _, theta, anchor, f in self._rows(params):
-            for t, a, w in zip(*(_pieces(x) for x in (theta, anchor, f)), strict=True):
-                gap = t - a
-                omega += 0.5 * torch.dot((gap * w).flatten(), gap.flatten())
+            omega += _price(theta, anchor, f)
         return omega
+
+    @torch.no_grad()
+    def value_and_gradient(
+        self, params: Mapping[str, Tensor], weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Ω and ``weight`` · ∂Ω/∂θ = ``weight`` · F̄ ⊙ (θ − θ̄), F̄ and θ̄ read once for both.
+
+        Args:
+            params: parameter name → θ.
+            weight: λ > 0.
+
+        Returns:
+            Ω, a scalar in float64 without λ, and the gradient by parameter name, of the
+            consolidated parameters that require one.
+        """
+        self._check_present(params)
+        omega, gradients = self.constant.clone(), {}
+        for name, theta, anchor, f in self._rows(params):
+            if theta.requires_grad:
+                price, gradients[name] = _price_and_pull(theta, anchor, f, weight)
+                omega += price
+            else:
+                omega += _price(theta, anchor, f)
+        return omega, gradients
 
     @torch.no_grad()
     def add_gradient_(self, params: Mapping[str, Tensor], weight: float) -> None:
@@ -202,6 +224,30 @@ class QuadraticPenalty(nn.Module):
         for _, theta, anchor, f in self._rows(params):
             if theta in step_sizes:
                 proximal_step_(theta, anchor, f, step_sizes[theta], weight)
+
+    def largest_curvature(self) -> float:
+        """F̄_max, the largest eigenvalue of Ω's Hessian, which is diagonal; 0 when empty.
+
+        Returns:
+            F̄_max: an explicit step of size s is stable for s · λ · F̄_max < 2.
+        """
+        return max((float(f.max()) for f in self.importances().values() if f.numel()), default=0.0)
+
+    def single_importances(self) -> dict[str, Tensor]:
+        """F̄ by parameter: every entry is priced by itself.
+
+        Returns:
+            What ``importances`` returns.
+        """
+        return self.importances()
+
+    def single_anchors(self) -> dict[str, Tensor]:
+        """θ̄ by parameter.
+
+        Returns:
+            What ``anchors`` returns.
+        """
+        return self.anchors()
 
     def extra_repr(self) -> str:
         """What ``print`` shows.
@@ -263,6 +309,45 @@ def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.numel() <= PIECE or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return (tensor,)
     return tensor.view(-1).split(PIECE)
+
+
+def _price(theta: Tensor, anchor: Tensor, f: Tensor) -> Tensor:
+    rows = _wide(theta, anchor, f)
+    whole = not all(x.is_contiguous() for x in rows)
+    prices = []
+    for t, a, w in zip(*((x,) if whole else _pieces(x) for x in rows), strict=True):
+        gap = t - a
+        prices.append(torch.dot((gap * w).flatten(), gap.flatten()))
+    return 0.5 * torch.stack(prices).sum(dtype=torch.float64)
+
+
+def _price_and_pull(
+    theta: Tensor, anchor: Tensor, f: Tensor, weight: float
+) -> tuple[Tensor, Tensor]:
+    # ½ Σ F (θ − θ̄)² in float64, and weight · F ⊙ (θ − θ̄) in fresh memory and θ's type
+    rows = _wide(theta.detach(), anchor, f)
+    pull = torch.empty_like(theta, dtype=rows[0].dtype)
+    rows = (pull, *rows)
+    whole = not all(x.is_contiguous() for x in rows)
+    pieces = [(x,) if whole else _pieces(x) for x in rows]
+    # One scratch for all pieces, as in _add_pull_; a number takes the place of a tensor of zeros.
+    scratch, nothing = torch.empty_like(pieces[1][0]), pull.new_zeros(())
+    prices = []
+    for p, t, a, w in zip(*pieces, strict=True):
+        gap = torch.sub(t, a, out=scratch if t.shape == scratch.shape else torch.empty_like(t))
+        torch.addcmul(nothing, w, gap, value=weight, out=p)
+        prices.append(torch.dot(p.flatten(), gap.flatten()))
+    price = (0.5 / weight) * torch.stack(prices).sum(dtype=torch.float64)
+    return price, pull.to(theta.dtype)
+
+
+def _wide(*rows: Tensor) -> tuple[Tensor, ...]:
+    # One type for all, and at least 32 bits: Ω in 16 bits would be a sum of rounding errors.
+    types = {x.dtype for x in rows}
+    if len(types) == 1 and rows[0].element_size() > 2:
+        return rows
+    wide = torch.float64 if torch.float64 in types else torch.float32
+    return tuple(x.to(wide) for x in rows)
 
 
 def _add_pull_(grad: Tensor, theta: Tensor, anchor: Tensor, f: Tensor, weight: float) -> None:
