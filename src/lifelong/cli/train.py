@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -10,8 +11,14 @@ from omegaconf import DictConfig
 
 from lifelong.config.check import check
 from lifelong.config.compose import CONF
-from lifelong.config.console import remove_if_empty, run_command
-from lifelong.config.continuing import continued, how_to_continue, note_run
+from lifelong.config.console import remove_if_empty, run_command, say
+from lifelong.config.continuing import (
+    continued,
+    continues_alone,
+    finished_run,
+    how_to_continue,
+    note_run,
+)
 from lifelong.config.folder import let_go
 from lifelong.search.sweep import (
     end_overview,
@@ -20,6 +27,9 @@ from lifelong.search.sweep import (
     note_epochs,
     run_of_sweep,
 )
+
+if TYPE_CHECKING:
+    from lifelong.run import Summary
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -41,15 +51,29 @@ def train(config: DictConfig) -> float | None:
 
 
 def _train(config: DictConfig, overrides: list[str]) -> float | None:
+    if config.resume is True and continues_alone(overrides):
+        done = finished_run(config.output_dir)
+        if done is not None:
+            return _show_finished(done, Path(config.output_dir))
     if config.resume is True:
         config = continued(config, overrides)
     check(config)
+    if not config.resume and Path(config.output_dir, "summary.json").exists():
+        say(f"{config.output_dir} holds a finished run; this one takes its place")
     note_run(config, overrides)
     try:
         return _learn(config)
     except KeyboardInterrupt as error:
         words = f"interrupted; to go on type: {how_to_continue(config.output_dir)}"
         raise KeyboardInterrupt(words) from error
+
+
+def _show_finished(summary: "Summary", directory: Path) -> float | None:
+    from lifelong.report.table import print_results
+
+    say(f"{directory} holds a finished run; it is left as it is")
+    print_results([summary], directory)
+    return summary.average_accuracy
 
 
 def _learn(config: DictConfig) -> float | None:

@@ -179,6 +179,7 @@ def _read(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         fits = all(content[key] == value for key, value in asked.items())
+        fits = fits and math.isfinite(content["chosen"]) and content["chosen"] >= 0
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return dict(content) if fits else None
