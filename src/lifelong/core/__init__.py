@@ -1,7 +1,15 @@
 """The mathematics: importance, penalties, figures. Imports torch and jaxtyping alone."""
 
 from lifelong.core.fisher.diagonal import fisher_diagonal
+from lifelong.core.fisher.evaluation import parameters_by_name
 from lifelong.core.fisher.factors import KroneckerFactors, kronecker_factors
+from lifelong.core.fisher.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Likelihood,
+    PerOutput,
+)
 from lifelong.core.fisher.other_libraries import equivalent_lambda
 from lifelong.core.metrics import (
     average_accuracy,
@@ -14,8 +22,13 @@ from lifelong.core.penalty.proximal import step_sizes
 from lifelong.core.penalty.quadratic import QuadraticPenalty
 
 __all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
     "KroneckerFactors",
     "KroneckerPenalty",
+    "Likelihood",
+    "PerOutput",
     "QuadraticPenalty",
     "average_accuracy",
     "backward_transfer",
@@ -24,5 +37,6 @@ __all__ = [
     "forgetting",
     "forward_transfer",
     "kronecker_factors",
+    "parameters_by_name",
     "step_sizes",
 ]
