@@ -119,7 +119,7 @@ class Likelihood:
             The directions, in the shape of the output.
         """
         del target
-        return self.empirical(output, self.sample(output, generator))
+        return self.empirical(output, self.sample(output.detach(), generator))
 
     def empirical(self, output: Tensor, target: Tensor | None) -> Tensor:
         """Return the score of the given labels, the gradient of `log_prob` at the output.

@@ -113,7 +113,7 @@ class Categorical(Likelihood):
         Returns:
             The directions, in the shape of the output.
         """
-        logits, dim = self._logits(output, target)
+        logits, dim = self._logits(output.detach(), target)
         counts = self._counts(logits, target)
         p = at_least_float32(logits).softmax(-1)
         # one uniform number a label: the draw depends on neither the number of classes nor device
@@ -131,7 +131,7 @@ class Categorical(Likelihood):
         Returns:
             The directions, in the shape of the output.
         """
-        logits, dim = self._logits(output, target)
+        logits, dim = self._logits(output.detach(), target)
         y, counts = self._labels(logits, target)
         p = at_least_float32(logits).softmax(-1)
         return self.placed(_one_hot_minus(p, y, None if counts.all() else counts), output, dim)
@@ -156,10 +156,9 @@ class Categorical(Likelihood):
     def _logits(self, output: Tensor, target: Tensor | None) -> tuple[Tensor, int]:
         # the scores of the active classes, classes last, and the output's dimension of classes
         dim = self._dim(output, target)
-        logits = output.detach() if not output.requires_grad else output
         if output.shape[dim] < 2:
             raise ValueError(_no_scores(output))
-        logits = logits.movedim(dim, -1)
+        logits = output.movedim(dim, -1)
         if self.active is not None:
             if max(self.active) >= logits.shape[-1]:
                 raise ValueError(
