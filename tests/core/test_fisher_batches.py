@@ -248,13 +248,14 @@ def test_random_states_are_put_back_although_the_data_use_them() -> None:
             numpy.random.rand(3)
             yield torch.randn(4, 4), None
 
+    network = nn.Linear(4, 3)
     before = states()
-    fisher_diagonal(nn.Linear(4, 3), batches(), labels="sampled")
+    fisher_diagonal(network, batches(), labels="sampled")
     # beartype, which checks the calls of the tests, draws from Python's numbers itself
     assert states()[1] == before[1]
     assert torch.equal(states()[2], before[2])
     before = states()
-    with traceless(nn.Linear(4, 3)):
+    with traceless(network):
         random.random()
     assert states()[0] == before[0]
 
