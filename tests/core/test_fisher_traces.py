@@ -175,8 +175,8 @@ ERRORS: dict[str, tuple[nn.Module, Any, dict[str, Any], type[Exception], str]] =
     "samples": (linear(), [(X, Y)], {"samples": 0}, ValueError, "samples=0"),
     "chunk": (linear(), [(X, Y)], {"chunk": 0}, ValueError, "chunk=0"),
     "one class": (linear(1), [(X, Y)], {}, ValueError, "C ≥ 2"),
-    "no pair": (linear(), [X], {}, TypeError, "pair"),
-    "no tensor": (linear(), [(["a"], Y)], {}, TypeError, "holds a str"),
+    "no pair": (linear(), [X], {}, ValueError, "Tensor; wanted a pair.*forward="),
+    "no tensor": (linear(), [(["a"], Y)], {}, ValueError, "holds a list without"),
     "coupled": (
         nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), linear()),
         [(torch.randn(6, 4), Y)],

@@ -1,19 +1,16 @@
 import pytest
 import torch
 
-from lifelong.core.fisher.likelihoods import (
-    Contrasts,
-    directions,
-    kept_directions,
-    sampled_direction,
-)
+from lifelong.core.fisher.likelihoods import Categorical
+from lifelong.core.fisher.likelihoods.base import directions
+from lifelong.core.fisher.likelihoods.directions import Contrasts, kept_directions
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 20.0])
 def test_contrasts_factor_the_covariance_of_the_label(scale: float) -> None:
     torch.manual_seed(0)
     logits = scale * torch.randn(8, 6, dtype=torch.float64)
-    u = torch.stack(list(directions(logits, "exact", None, None)), dim=1)
+    u = torch.stack(list(directions(Categorical(), logits, "exact", None, None)), dim=1)
     p = logits.softmax(-1)
     wanted = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     torch.testing.assert_close(u.mT @ u, wanted, rtol=0, atol=1e-15)
@@ -54,7 +51,7 @@ def test_equal_weights_are_not_left_out_together() -> None:
 def test_positions_are_independent_labels() -> None:
     torch.manual_seed(0)
     logits = torch.randn(3, 2, 4, dtype=torch.float64)
-    found = list(directions(logits, "exact", None, None))
+    found = list(directions(Categorical(), logits, "exact", None, None))
     assert len(found) == 6
     u = torch.stack(found, dim=1).flatten(2)
     wanted = torch.zeros(3, 8, 8, dtype=torch.float64)
@@ -67,7 +64,7 @@ def test_positions_are_independent_labels() -> None:
 def test_sampled_labels_come_as_often_as_the_network_says() -> None:
     p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    u = sampled_direction(p.log().expand(20_000, 3), generator)
+    u = Categorical().sampled(p.log().expand(20_000, 3), None, generator)
     # the mean of e_y − p, within four standard errors
     torch.testing.assert_close(
         u.mean(dim=0), torch.zeros(3, dtype=torch.float64), rtol=0, atol=0.014

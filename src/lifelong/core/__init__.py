@@ -1,7 +1,15 @@
 """The mathematics: importance, penalties, figures. Imports torch and jaxtyping alone."""
 
 from lifelong.core.fisher.diagonal import fisher_diagonal
+from lifelong.core.fisher.evaluation import parameters_by_name
 from lifelong.core.fisher.factors import KroneckerFactors, kronecker_factors
+from lifelong.core.fisher.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Likelihood,
+    PerOutput,
+)
 from lifelong.core.fisher.other_libraries import equivalent_lambda
 from lifelong.core.importance import DiagonalImportance
 from lifelong.core.metrics import (
@@ -18,12 +26,17 @@ from lifelong.core.plain import from_plain, to_plain
 from lifelong.core.protocols import Importance, Penalty
 
 __all__ = [
+    "Bernoulli",
+    "Categorical",
     "DiagonalImportance",
+    "Gaussian",
     "Importance",
     "KroneckerFactors",
     "KroneckerPenalty",
+    "Likelihood",
     "Penalty",
     "PenaltyTerm",
+    "PerOutput",
     "QuadraticPenalty",
     "average_accuracy",
     "backward_transfer",
@@ -33,6 +46,7 @@ __all__ = [
     "forward_transfer",
     "from_plain",
     "kronecker_factors",
+    "parameters_by_name",
     "step_sizes",
     "to_plain",
 ]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from lifelong.core.fisher.examples import Rows, call
+from lifelong.core.fisher.evaluation import Evaluation
+from lifelong.core.fisher.examples import Rows
 
 
 @dataclass
@@ -42,19 +43,21 @@ class Capture:
     """Records the calls of the modules that `wanted` accepts, while inside a `with` block.
 
     >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
-    >>> with Capture(network, lambda module: isinstance(module, nn.Linear)) as capture:
-    ...     output = capture.run(torch.ones(5, 2))
+    >>> linear = lambda module: isinstance(module, nn.Linear)
+    >>> with Capture(Evaluation(network), linear) as capture:
+    ...     output, _ = capture.run(torch.ones(5, 2))
     ...     deltas = capture.gradients(output, torch.ones(5, 2), capture.calls)
     >>> [tuple(delta.shape) for delta in deltas]
     [(5, 3), (5, 2)]
 
     Args:
-        network: The network.
+        evaluation: The network, and how it is evaluated.
         wanted: Which modules to record.
     """
 
-    def __init__(self, network: nn.Module, wanted: Callable[[nn.Module], bool]) -> None:
-        self.network = network
+    def __init__(self, evaluation: Evaluation, wanted: Callable[[nn.Module], bool]) -> None:
+        self.evaluation = evaluation
+        self.network = evaluation.network
         self.calls: list[Call] = []
         self._wanted = wanted
         self._recording = False
@@ -83,20 +86,21 @@ class Capture:
         self._handles.clear()
         self.calls.clear()
 
-    def run(self, x: Rows) -> Tensor:
+    def run(self, x: Rows, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Evaluate the network and record the calls in `calls`.
 
         Args:
             x: The examples.
+            y: Their targets.
 
         Returns:
-            The network's output with its graph `[N, ..., C]`.
+            The network's output with its graph `[N, ...]`, and the targets.
         """
         self.calls.clear()
         # off outside run: checkpointed segments call their modules again during the backward pass
         self._recording = True
         try:
-            return call(self.network, x)
+            return self.evaluation(x, y)
         finally:
             self._recording = False
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core.fisher.capture import Call, Capture, uses_of_parameters
-from lifelong.core.fisher.likelihoods import Labels
+from lifelong.core.fisher.evaluation import AnyLikelihood, Evaluation, Forward, total
+from lifelong.core.fisher.likelihoods.base import Labels
 from lifelong.core.fisher.passes import Chunk, Plan, Progress, chunks
 from lifelong.core.fisher.per_example import looped_squares, vectorised_squares
 from lifelong.core.fisher.rules import rule_for
@@ -19,7 +20,7 @@ from lifelong.core.fisher.squares import (
     Squares,
     TokenSquares,
 )
-from lifelong.core.fisher.traceless import traceless
+from lifelong.core.fisher.traceless import thawed, traceless
 from lifelong.core.importance import DiagonalImportance
 
 # the error on trained perceptrons is about this share: a third of the promised 1e-6
@@ -31,11 +32,14 @@ def fisher_diagonal(
     batches: Iterable[Any],
     *,
     labels: Labels = "exact",
+    likelihood: AnyLikelihood | None = None,
+    forward: Forward | None = None,
     samples: int | None = None,
     threshold: int | float = THRESHOLD,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
     chunk: int | None = None,
+    include_frozen: bool = False,
 ) -> DiagonalImportance:
     """Return how much each parameter matters to the predictions, the Fisher information's diagonal.
 
@@ -43,7 +47,10 @@ def fisher_diagonal(
 
     Scale: a mean over examples of squared scores of single examples, in nats per squared unit of
     the parameter. It does not grow with the number of examples, and how they are cut into batches
-    makes no difference. Where an example has several labels, `[N, ..., C]`, its score is their sum.
+    makes no difference. Where an example has several labels (tokens, pixels, outputs) its score is
+    their sum: exact labels add the squares of each label's own score, sampled and empirical ones
+    square the sum, with the same expectation. For a training loss that is a mean over the P labels
+    of an example F is P times that loss's curvature: divide λ by P.
 
     Exact labels take the expectation over the network's own probabilities p, in C − 1 backward
     passes for C classes. With the classes sorted by falling probability, ḡ the mean score of those
@@ -61,28 +68,42 @@ def fisher_diagonal(
     Linear, Conv1d, Conv2d, Embedding, LayerNorm, GroupNorm and BatchNorm take all examples of a
     chunk at once. Parameters that are used in any other way take per-example gradients: the same
     numbers, more slowly. The network is evaluated in eval mode, without autocast, and left as it
-    was.
+    was. A network that `torch.compile` wrapped is evaluated as it was written.
 
     Args:
-        network: A classifier with a softmax over its output's last dimension, on any device. A
-            tuple x becomes its arguments, a dict its keyword arguments.
-        batches: Pairs `(x, y)` with the examples along the first dimension `[N, ...]`; y `[N, ...]`
-            is looked at for empirical labels only.
+        network: The network, on any device. Its output is a tensor `[N, ...]`, an object with
+            `.logits`, a mapping with "logits" or a tuple that begins with it.
+        batches: Batches with the examples along the first dimension of each tensor `[N, ...]`.
+            Pairs `(x, y)`, longer tuples (whose first two entries count), or dicts of keyword
+            arguments with the targets under "labels", "label", "targets" or "target" (not handed
+            to the network). A tuple or list x becomes the network's arguments, a dict x its keyword
+            arguments. Exact and sampled labels look at y only for what it leaves out.
         labels: "exact", the expectation over the network's probabilities; "sampled", one draw from
-            them; "empirical", the y of the batches.
+            them; "empirical", the y of the batches. Exact ones take a backward pass for each
+            position and each class but one, or for each output; the others one in all.
+        likelihood: What the output says about the labels: `Categorical(...)`, `Gaussian(...)`,
+            `Bernoulli()`, a `Likelihood` of one's own, or, for empirical labels, a function of
+            `(network, batch)` that returns log-likelihoods `[N]`. If None a softmax over classes is
+            assumed; targets that contradict it are refused.
+        forward: A function of `(network, batch)`, or of the batch, that returns the output or
+            `(output, target)`, for networks and batches of another form.
         samples: Use the first so many examples only (shuffle the batches if they are ordered).
         threshold: The share of the labels' variance that exact labels may leave out, below 1.
         generator: The randomness of sampled labels; the global one if None, its state is put back.
         progress: Called with the number of examples done and in all (None where unknown).
         chunk: How many examples are evaluated at once; by memory, at most 512, if None.
+        include_frozen: Whether parameters that require no gradient now get an F, too (a backbone
+            that later tasks will unfreeze).
 
     Returns:
         A dictionary: for the name of every parameter that requires a gradient a tensor of its
-        shape; zeros where the output does not depend on it.
+        shape; zeros where the output does not depend on it. The names are those of the network that
+        is not compiled, as in `parameters_by_name(network)`.
 
     Raises:
-        ValueError: If there is no example, an output is no finite `[N, ..., C]`, examples of a
-            batch influence each other, empirical labels do not fit, or an option is out of range.
+        ValueError: If there is no example, a batch or an output does not fit the likelihood or is
+            not finite, the output has no graph, F is zero everywhere, examples of a batch influence
+            each other, the targets do not fit, or an option is out of range.
 
     Source: Kirkpatrick et al. (2017), Overcoming catastrophic forgetting, eq. 3; Martens (2020),
     New insights and perspectives on the natural gradient method, for the expectation over the
@@ -95,24 +116,32 @@ def fisher_diagonal(
     tensor([[1.2500],
             [1.2500]])
     """  # noqa: DOC502 - raised by what is called
+    evaluation = Evaluation(network, forward, likelihood)
     plan = Plan(labels, samples, threshold, generator, progress, chunk)
-    with traceless(network), Capture(network, lambda m: rule_for(m) is not None) as capture:
-        diagonal = Diagonal(network)
-        for part in chunks(capture, batches, plan):
+    plan.total = total(evaluation, batches, samples)
+    with (
+        traceless(evaluation.network),
+        thawed(evaluation.network, include_frozen),
+        Capture(evaluation, lambda m: rule_for(m) is not None) as capture,
+    ):
+        diagonal = Diagonal(evaluation)
+        for part in chunks(capture, evaluation.pairs(batches), plan):
             diagonal.add(part)
-        return DiagonalImportance(diagonal.mean(plan.done))
+        found = DiagonalImportance(diagonal.mean(plan.done))
+    not_all_zero(found.values())
+    return found
 
 
 class Diagonal:
     """The sum of squared scores over the chunks that it was given.
 
     Args:
-        network: The network.
+        evaluation: The network, and how it is evaluated.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self._params = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+        self._params = evaluation.parameters_by_name()
         self._name = {p: n for n, p in self._params.items()}
         self._vectorise = True
         self._total = {
@@ -201,13 +230,32 @@ class Diagonal:
         found = None
         if self._vectorise:
             try:
-                found = vectorised_squares(self._network, rest, chunk.x, kept)
+                found = vectorised_squares(self._evaluation, rest, chunk.x, kept)
             except (RuntimeError, NotImplementedError, TypeError, ValueError):
                 self._vectorise = False  # vmap does not know some operation: one by one, then
         if found is None:
-            found = looped_squares(self._network, rest, chunk.x, kept)
+            found = looped_squares(self._evaluation, rest, chunk.x, kept)
         for name, squares in found.items():
             self._total[name] += squares
+
+
+def not_all_zero(tensors: Iterable[Tensor]) -> None:
+    """Refuse an importance in which nothing matters.
+
+    Args:
+        tensors: All of it; nothing at all is no refusal.
+
+    Raises:
+        ValueError: If every number is zero.
+    """
+    found = list(tensors)
+    if found and not any(bool(t.any()) for t in found):
+        raise ValueError(
+            "the Fisher information is zero for every parameter, which would protect nothing; "
+            "wanted a forward that depends on the parameters, positions whose targets are not all "
+            "ignored and a network that is not certain of every label: correct the batches, or "
+            "pass forward= or likelihood="
+        )
 
 
 def _source(chunk: Chunk, one: Call, index: int, local: str) -> Source | None:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core.fisher.capture import Capture, uses_of_parameters
+from lifelong.core.fisher.evaluation import plain_name
 from lifelong.core.fisher.examples import Rows
+from lifelong.core.fisher.likelihoods.base import Labels
 from lifelong.core.fisher.probe import Layout
 from lifelong.core.fisher.rules import rule_for
 from lifelong.core.fisher.squares import widened
@@ -79,18 +81,22 @@ class Layer:
         return len(self.parameters) == 2
 
 
-def covered_layers(capture: Capture, x: Rows) -> dict[nn.Module, Layer]:
+def covered_layers(
+    capture: Capture, x: Rows, y: Tensor | None, labels: Labels
+) -> dict[nn.Module, Layer]:
     """Find the layers that a pair of factors can stand for.
 
     Args:
         capture: The network, recording its layers.
         x: Up to three examples.
+        y: Their targets.
+        labels: Over which labels the score is averaged.
 
     Returns:
         Module → layer, in the order of ``named_modules``.
     """
-    layout = Layout(capture, x)
-    uses, nodes = uses_of_parameters(capture.run(x))
+    layout = Layout(capture, x, y, labels)
+    uses, nodes = uses_of_parameters(capture.run(x, y)[0])
     called = [one.module for one in capture.calls if one.edge.node in nodes]
     capture.calls.clear()
     found: dict[nn.Module, Layer] = {}
@@ -104,5 +110,5 @@ def covered_layers(capture: Capture, x: Rows) -> dict[nn.Module, Layer]:
         own = dict(module.named_parameters(recurse=False))
         alone = {part: p for part, p in own.items() if uses.get(p) == 1}
         if "weight" in alone:
-            found[module] = Layer(name, module, tuple(alone.values()), dim)
+            found[module] = Layer(plain_name(name), module, tuple(alone.values()), dim)
     return found

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core.fisher.capture import Capture
-from lifelong.core.fisher.diagonal import Diagonal
-from lifelong.core.fisher.examples import Rows, call, count, map_rows, take
+from lifelong.core.fisher.diagonal import Diagonal, not_all_zero
+from lifelong.core.fisher.evaluation import AnyLikelihood, Evaluation, Forward, total
+from lifelong.core.fisher.examples import Rows, count, map_tensors, take
 from lifelong.core.fisher.factored_layers import Layer, covered_layers
 from lifelong.core.fisher.gram import Gram
-from lifelong.core.fisher.likelihoods import Labels
+from lifelong.core.fisher.likelihoods.base import Labels
 from lifelong.core.fisher.passes import Chunk, Plan, Progress, chunks
 from lifelong.core.fisher.rules import rule_for
-from lifelong.core.fisher.traceless import device_of, traceless
+from lifelong.core.fisher.traceless import device_of, thawed, traceless
 from lifelong.core.importance import DiagonalImportance
 
 # Of the labels' variance so much may be left out: a tenth of a per cent would take half as long
@@ -104,10 +105,13 @@ def kronecker_factors(
     batches: Iterable[Any],
     *,
     labels: Labels = "exact",
+    likelihood: AnyLikelihood | None = None,
+    forward: Forward | None = None,
     samples: int | None = None,
     threshold: float = THRESHOLD,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
+    include_frozen: bool = False,
 ) -> KroneckerFactors:
     r"""Return, layer by layer, two matrices whose product A ⊗ G stands for the Fisher information.
 
@@ -131,10 +135,13 @@ def kronecker_factors(
     was.
 
     Args:
-        network: a classifier with a softmax over its output's last dimension.
-        batches: pairs (x, y) with the examples along the first dimension.
+        network: as for ``fisher_diagonal``.
+        batches: as for ``fisher_diagonal``. A takes every position of every example, those without
+            a label, too.
         labels: "exact", "sampled" or "empirical", as in ``fisher_diagonal``; p_c is 1 for the one
             label of the last two.
+        likelihood: as in ``fisher_diagonal``.
+        forward: as in ``fisher_diagonal``.
         samples: use the first so many examples only.
         threshold: the share of the labels' variance that exact labels may leave out of G and of
             the diagonal, the lightest terms first; see ``fisher_diagonal``. Nothing is left out of
@@ -144,13 +151,14 @@ def kronecker_factors(
             one.
         generator: the randomness of sampled labels.
         progress: called with the number of examples done and in all (None where unknown).
+        include_frozen: as in ``fisher_diagonal``.
 
     Returns:
         Layer name → (A, G), in the weight's precision, with the rest in ``.diagonal``.
 
     Raises:
-        ValueError: when there is no example, an output is no finite [N, ..., C], a layer is called
-            another number of times on other examples, or an option is out of range.
+        ValueError: as from ``fisher_diagonal``, and when a layer is called another number of times
+            on other examples.
 
     Source:
         Martens and Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate
@@ -166,46 +174,57 @@ def kronecker_factors(
         (tensor([[5.]]), tensor([[ 0.2500, -0.2500],
                 [-0.2500,  0.2500]]))
     """  # noqa: DOC502 - raised by what is called
+    evaluation = Evaluation(network, forward, likelihood)
     plan = Plan(labels, samples, threshold, generator, progress)
-    with traceless(network), Capture(network, lambda m: rule_for(m) is not None) as capture:
-        factors = _Factors(capture)
-        for chunk in chunks(capture, factors.watching(batches, samples), plan):
+    plan.total = total(evaluation, batches, samples)
+    with (
+        traceless(evaluation.network),
+        thawed(evaluation.network, include_frozen),
+        Capture(evaluation, lambda m: rule_for(m) is not None) as capture,
+    ):
+        factors = _Factors(capture, labels)
+        pairs = factors.watching(evaluation.pairs(batches), samples)
+        for chunk in chunks(capture, pairs, plan):
             factors.add(chunk)
-        return factors.mean(plan.done)
+        found = factors.mean(plan.done)
+    not_all_zero([G for _, G in found.values()] + list(found.diagonal.values()))
+    return found
 
 
 class _Factors:
     """The sums for A over all examples, and for G and the diagonal over the chunks."""
 
-    def __init__(self, capture: Capture) -> None:
-        self._capture = capture
+    def __init__(self, capture: Capture, labels: Labels) -> None:
+        self._capture, self._labels = capture, labels
         self._layers: dict[nn.Module, Layer] = {}
         self._inputs: dict[nn.Module, Gram] = {}
         self._gradients: dict[nn.Module, Gram] = {}
         self._diagonal: Diagonal | None = None
 
-    def watching(self, batches: Iterable[Any], samples: int | None) -> Iterator[Any]:
+    def watching(
+        self, pairs: Iterable[tuple[Rows, Tensor | None]], samples: int | None
+    ) -> Iterator[tuple[Rows, Tensor | None]]:
         """Hand the batches on, and take their share of A.
 
         A needs every example, while chunks leave out those of which the network is certain.
 
         Args:
-            batches: pairs (x, y).
+            pairs: inputs and targets.
             samples: how many examples count; all if None.
 
         Yields:
-            The batches.
+            The inputs and targets.
         """
         seen = 0
-        for batch in batches:
-            if isinstance(batch, tuple | list) and len(batch) == 2:
-                n = count(batch[0])
-                if samples is not None:
-                    n = min(n, samples - seen)
-                for start in range(0, n, ROWS):
-                    self._see(take(batch[0], slice(start, min(n, start + ROWS))))
-                seen += n
-            yield batch
+        for x, y in pairs:
+            n = count(x)
+            if samples is not None:
+                n = min(n, samples - seen)
+            for start in range(0, n, ROWS):
+                rows = slice(start, min(n, start + ROWS))
+                self._see(take(x, rows), None if y is None else y[rows])
+            seen += n
+            yield x, y
 
     def add(self, chunk: Chunk) -> None:
         """Add a chunk's share of G and of the diagonal.
@@ -255,28 +274,29 @@ class _Factors:
             pairs[layer.name] = (A.to(dtype), G.to(dtype))
         return KroneckerFactors(pairs, {} if self._diagonal is None else self._diagonal.mean(n))
 
-    def _see(self, x: Rows) -> None:
-        network = self._capture.network
-        device = device_of(network)
-        x = map_rows(lambda t: t.to(device), x)
+    def _see(self, x: Rows, y: Tensor | None) -> None:
+        device = device_of(self._capture.network)
+        x = map_tensors(lambda t: t.to(device), x)
         if not self._inputs and self._diagonal is None:
-            self._begin(x, device)
+            self._begin(x, None if y is None else y.to(device), device)
         with torch.no_grad(), ExitStack() as hooks:
             for module in self._layers:
                 hook = module.register_forward_pre_hook(self._record, with_kwargs=True)
                 hooks.callback(hook.remove)
             if self._layers:
-                call(network, x)
+                self._capture.evaluation(x)
 
-    def _begin(self, x: Rows, device: torch.device) -> None:
-        self._layers = covered_layers(self._capture, take(x, slice(0, 3)))
+    def _begin(self, x: Rows, y: Tensor | None, device: torch.device) -> None:
+        few = slice(0, 3)
+        some = take(x, few), None if y is None else y[few]
+        self._layers = covered_layers(self._capture, *some, self._labels)
         for module, layer in self._layers.items():
             self._inputs[module] = Gram(layer.columns, device)
             self._gradients[module] = Gram(layer.rows, device)
         covered = {p for layer in self._layers.values() for p in layer.parameters}
         with _frozen(covered):
             rest = any(p.requires_grad for p in self._capture.network.parameters())
-            self._diagonal = Diagonal(self._capture.network) if rest else None
+            self._diagonal = Diagonal(self._capture.evaluation) if rest else None
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entered = [*args, *kwargs.values()][0]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lifelong.core.fisher.capture import Capture
 from lifelong.core.fisher.diagonal import Diagonal, fisher_diagonal
-from lifelong.core.fisher.examples import call, count, map_rows, regroup
+from lifelong.core.fisher.evaluation import Evaluation
+from lifelong.core.fisher.examples import count, map_tensors, regroup
 from lifelong.core.fisher.passes import Plan, chunks
 from lifelong.core.fisher.probe import checked
 from lifelong.core.fisher.rules import rule_for
@@ -52,10 +53,12 @@ def batched_diagonal(
     params = {name: p for name, p in network.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in params.items()}
     device, number = device_of(network), 0
+    evaluation = Evaluation(network)
     with traceless(network):
-        for x, y in regroup(batches, lambda _: batch_size, None):
+        for x, y in regroup(evaluation.pairs(batches), lambda *_: batch_size, None):
             number += 1
-            output = checked(call(network, map_rows(lambda t: t.to(device), x)), count(x))
+            output, _ = evaluation(map_tensors(lambda t: t.to(device), x))
+            checked(output, count(x), evaluation.likelihood)
             if y is None:
                 raise ValueError("a batch has no labels; wanted (x, y) with y a tensor of classes")
             loss = nn.functional.cross_entropy(output.movedim(-1, 1), y.to(device))
@@ -92,10 +95,10 @@ def p_weighted_diagonal(network: nn.Module, batches: Iterable[Any]) -> dict[str,
     tensor([[0.6250],
             [0.6250]])
     """
-    plan = Plan("empirical")
-    with traceless(network), Capture(network, lambda m: rule_for(m) is not None) as capture:
-        diagonal = Diagonal(network)
-        for chunk in chunks(capture, batches, plan):
+    plan, evaluation = Plan("empirical"), Evaluation(network)
+    with traceless(network), Capture(evaluation, lambda m: rule_for(m) is not None) as capture:
+        diagonal = Diagonal(evaluation)
+        for chunk in chunks(capture, evaluation.pairs(batches), plan):
             chunk.directions = _weighted(chunk.output.detach().softmax(-1), chunk.directions)
             diagonal.add(chunk)
         return diagonal.mean(plan.done)

@@ -13,15 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core.fisher.capture import Call, Capture
-from lifelong.core.fisher.examples import Rows, bytes_per_row, call, count, map_rows, regroup, take
+from lifelong.core.fisher.examples import Rows, bytes_per_row, count, map_tensors, regroup, take
 from lifelong.core.fisher.forward_cache import Replay
-from lifelong.core.fisher.likelihoods import (
-    Contrasts,
-    Labels,
-    check_labels,
-    directions,
-    kept_directions,
-)
+from lifelong.core.fisher.likelihoods.base import Labels, check_labels, directions
+from lifelong.core.fisher.likelihoods.directions import kept_directions
 from lifelong.core.fisher.probe import Layout, checked
 from lifelong.core.fisher.traceless import device_of
 
@@ -38,7 +33,7 @@ class Chunk:
 
     Attributes:
         x: The examples.
-        output: The network's output `[N, ..., C]`.
+        output: The network's output `[N, ...]`.
         calls: The recorded calls.
         directions: The directions in the output whose pullbacks make up the Fisher information: per
             example `F = Σ_r (Jᵀ u_r)(Jᵀ u_r)ᵀ`, to be summed over the chunks and divided by the
@@ -72,6 +67,7 @@ class Plan:
         generator: The randomness of sampled labels.
         progress: Called with the number of examples done and in all (None where unknown).
         chunk: The number of examples in one graph; chosen by memory if None.
+        total: How many examples there will be, None if unknown.
         done: The number of examples that the pass has covered so far.
     """
 
@@ -81,6 +77,7 @@ class Plan:
     generator: torch.Generator | None = None
     progress: Progress | None = None
     chunk: int | None = None
+    total: int | None = None
     done: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +91,9 @@ class Plan:
                 raise ValueError(f"{name}={value} came; wanted at least 1: type {name}=None")
 
 
-def chunks(capture: Capture, batches: Iterable[Any], plan: Plan) -> Iterator[Chunk]:
+def chunks(
+    capture: Capture, pairs: Iterable[tuple[Rows, Tensor | None]], plan: Plan
+) -> Iterator[Chunk]:
     """Yield chunks of examples that together cover the batches, and count them in `plan.done`.
 
     How the examples were cut into batches makes no difference. To be used inside `traceless` and
@@ -104,22 +103,23 @@ def chunks(capture: Capture, batches: Iterable[Any], plan: Plan) -> Iterator[Chu
 
     Args:
         capture: The network, and what to record of it.
-        batches: Pairs `(x, y)`.
+        pairs: The batches' inputs and targets, see `Evaluation.pairs`.
         plan: What is wanted.
 
     Yields:
         The chunks.
 
     Raises:
-        ValueError: If there are no examples, or an output is no finite `[N, ..., C]`.
+        ValueError: If there are no examples, or an output does not fit the likelihood.
     """
     device = device_of(capture.network)
-    total = _total(batches, plan.samples)
+    likelihood = capture.evaluation.likelihood
     layouts: list[Layout] = []
 
-    def buffer_rows(x: Rows) -> int:
-        some = map_rows(lambda t: t[:3].to(device), x)
-        layouts.append(Layout(capture, some))
+    def buffer_rows(x: Rows, y: Tensor | None) -> int:
+        some = map_tensors(lambda t: t.to(device), take(x, slice(0, 3)))
+        few = None if y is None else y[:3].to(device)
+        layouts.append(Layout(capture, some, few, plan.labels))
         weights = 8 * layouts[0].directions
         return max(
             1,
@@ -131,39 +131,33 @@ def chunks(capture: Capture, batches: Iterable[Any], plan: Plan) -> Iterator[Chu
             ),
         )
 
-    for x, y in regroup(batches, buffer_rows, plan.samples):
-        x = map_rows(lambda t: t.to(device), x)
+    for x, y in regroup(pairs, buffer_rows, plan.samples):
+        x = map_tensors(lambda t: t.to(device), x)
         y = None if y is None else y.to(device)
         before, layout = plan.done, layouts[0]
-        for part in _planned(capture.network, x, plan, layout):
+        for part in _planned(capture, x, y, plan, layout):
             with part.replay or nullcontext():
                 some = take(x, part.index)
-                output = checked(capture.run(some), count(some))
-            targets = None if y is None else y[part.index]
-            found = directions(output, plan.labels, targets, plan.generator, part.needed)
+                output, targets = capture.run(some, None if y is None else y[part.index])
+            checked(output, count(some), likelihood)
+            labels = plan.labels, targets, plan.generator
+            found = directions(likelihood, output, *labels, part.needed)
             chunk = Chunk(some, output, tuple(capture.calls), found, layout.example_dim)
             capture.calls.clear()
-            del output, found
+            del output, targets, labels, found
             yield chunk
             chunk.release()
             plan.done = before + part.stop
             if plan.progress is not None and part.stop < count(x):
-                plan.progress(plan.done, total)
+                plan.progress(plan.done, plan.total)
         plan.done = before + count(x)
         if plan.progress is not None:
-            plan.progress(plan.done, total)
+            plan.progress(plan.done, plan.total)
     if not plan.done:
         raise ValueError(
             "the batches hold no example; wanted at least one: an iterator that was used up is "
             "empty, pass a list or a DataLoader"
         )
-
-
-def _total(batches: Iterable[Any], samples: int | None) -> int | None:
-    if isinstance(batches, list | tuple):
-        held = sum(count(b[0]) for b in batches if isinstance(b, tuple | list) and len(b) == 2)
-        return held if samples is None else min(held, samples)
-    return samples
 
 
 @dataclass
@@ -176,7 +170,9 @@ class _Part:
     replay: Any = None
 
 
-def _planned(network: nn.Module, x: Rows, plan: Plan, layout: Layout) -> Iterator[_Part]:
+def _planned(
+    capture: Capture, x: Rows, y: Tensor | None, plan: Plan, layout: Layout
+) -> Iterator[_Part]:
     n, rows = count(x), plan.chunk or layout.chunk_rows
     starts = range(0, n, rows)
     if plan.labels != "exact" or plan.threshold == 0 or layout.directions < 3:
@@ -184,11 +180,15 @@ def _planned(network: nn.Module, x: Rows, plan: Plan, layout: Layout) -> Iterato
             yield _Part(slice(start, start + rows), min(n, start + rows))
         return
     replay = Replay(layout.replayed)
+    likelihood = capture.evaluation.likelihood
     weights = []
     with torch.no_grad(), replay.recording(n):
         for start in starts:
-            some = take(x, slice(start, start + rows))
-            weights.append(Contrasts(checked(call(network, some), count(some))).weights)
+            rows_here = slice(start, start + rows)
+            some = take(x, rows_here)
+            output, targets = capture.evaluation(some, None if y is None else y[rows_here])
+            checked(output, count(some), likelihood)
+            weights.append(likelihood.exact(output, targets).weights)
     needed = kept_directions(torch.cat(weights), plan.threshold)
     # examples of about equal need share a chunk, for a pass serves all of it
     needed, order = needed.sort(descending=True, stable=True)

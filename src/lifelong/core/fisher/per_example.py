@@ -7,20 +7,21 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lifelong.core.fisher.examples import Rows, call, map_rows, take
+from lifelong.core.fisher.evaluation import Evaluation
+from lifelong.core.fisher.examples import Rows, has_words, take, tensors_of, with_tensors
 from lifelong.core.fisher.squares import BLOCK, widened
 
 
 def looped_squares(
-    network: nn.Module, params: dict[str, nn.Parameter], x: Rows, directions: Sequence[Tensor]
+    evaluation: Evaluation, params: dict[str, nn.Parameter], x: Rows, directions: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """Return the squared gradients summed over examples and directions, one example at a time.
 
     Args:
-        network: The network.
+        evaluation: The network, and how it is evaluated.
         params: The parameters that are wanted, by name.
         x: The examples.
-        directions: Weights of the network's outputs, each `[N, ..., C]`.
+        directions: Weights of the network's outputs, each `[N, ...]`.
 
     Returns:
         The sums, in float64 where the device has it.
@@ -28,7 +29,7 @@ def looped_squares(
     wide = torch.float32 if directions[0].device.type == "mps" else torch.float64
     total = {name: torch.zeros_like(p, dtype=wide) for name, p in params.items()}
     for i in range(len(directions[0])):
-        output = call(network, take(x, slice(i, i + 1)))
+        output, _ = evaluation(take(x, slice(i, i + 1)))
         for direction in directions:
             gradients = torch.autograd.grad(
                 output,
@@ -45,27 +46,32 @@ def looped_squares(
 
 
 def vectorised_squares(
-    network: nn.Module, params: dict[str, nn.Parameter], x: Rows, directions: Sequence[Tensor]
+    evaluation: Evaluation, params: dict[str, nn.Parameter], x: Rows, directions: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """Return what `looped_squares` returns, blocks of examples at a time by `torch.func.vmap`.
 
     Args:
-        network: The network.
+        evaluation: The network, and how it is evaluated.
         params: The parameters that are wanted, by name.
         x: The examples.
-        directions: Weights of the network's outputs, each `[N, ..., C]`.
+        directions: Weights of the network's outputs, each `[N, ...]`.
 
     Returns:
         The sums.
+
+    Raises:
+        ValueError: If the batch holds what vmap cannot hand out.
     """
+    if has_words(x):
+        raise ValueError("strings cannot be handed out to vmap")
+    full = {p: name for name, p in evaluation.named_parameters()}
     values = {name: p.detach() for name, p in params.items()}
 
-    def squares_of_one(one: Rows, weights: Tensor) -> dict[str, Tensor]:
+    def squares_of_one(one: list[Tensor], weights: Tensor) -> dict[str, Tensor]:
         def output(some: dict[str, Tensor]) -> Tensor:
-            alone = map_rows(lambda t: t.unsqueeze(0), one)
-            if isinstance(alone, dict):
-                return functional_call(network, some, (), alone)
-            return functional_call(network, some, alone)
+            alone = with_tensors(x, [t.unsqueeze(0) for t in one])
+            named = {full[params[name]]: value for name, value in some.items()}
+            return functional_call(evaluation, named, (alone,))[0]
 
         pull = vjp(output, values)[1]
         (gradients,) = vmap(pull)(weights.unsqueeze(1))
@@ -78,7 +84,7 @@ def vectorised_squares(
     # the other parameters need no graph of their own
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows
         for start in range(0, len(weights), rows):
-            block = take(x, slice(start, start + rows))
+            block = [t[start : start + rows] for t in tensors_of(x)]
             found = vmap(squares_of_one)(block, weights[start : start + rows])
             for name, squares in found.items():
                 share = squares.sum(dim=0)

@@ -1,43 +1,38 @@
 """What two tiny batches tell about a network: where examples are counted, and what one takes."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from lifelong.core.fisher.capture import Capture
+from lifelong.core.fisher.evaluation import wants_gradient
 from lifelong.core.fisher.examples import Rows, count, take, tensors_of
+from lifelong.core.fisher.likelihoods.base import Labels, Likelihood
 
 # what the graph of a chunk may take, and its most examples: more gain nothing
 _GRAPH_BYTES, _CHUNK_ROWS = 2**25, 512
 
 
-def checked(output: Tensor, n: int) -> Tensor:
-    """Return the network's output if it can be the logits of n examples.
+def checked(output: Tensor, n: int, likelihood: Likelihood) -> Tensor:
+    """Return the network's output if it can be that of n examples.
 
     Args:
         output: What the network returned.
         n: The number of examples it was given.
+        likelihood: What the output says about the labels.
 
     Returns:
         The output.
 
     Raises:
-        ValueError: If its shape does not fit, or a number in it is not finite.
+        ValueError: If its shape does not fit.
     """
-    if output.ndim < 2 or len(output) != n or output.shape[-1] < 2:
+    if len(output) != n:
         raise ValueError(
             f"the network's output has shape {tuple(output.shape)} for {n} examples; wanted "
-            f"[{n}, ..., C] with the scores of C ≥ 2 classes in the last dimension"
+            f"[{n}, ...], the examples along the first dimension: pass forward= that puts them "
+            "there"
         )
-    finite = output.detach().isfinite()
-    if not finite.all():
-        bad = (~finite).flatten(1).any(dim=1)
-        first = output.detach()[~finite][0].item()
-        raise ValueError(
-            f"the network's output is {first} for {int(bad.sum())} of {n} examples; wanted finite "
-            "logits: look for a diverged network or bad inputs"
-        )
+    likelihood.check(output)
     return output
 
 
@@ -50,6 +45,8 @@ class Layout:
     Args:
         capture: The network, and what to record of it.
         x: Up to three examples.
+        y: Their targets.
+        labels: Over which labels the score is averaged.
 
     Attributes:
         chunk_rows: How many examples one graph may hold.
@@ -59,25 +56,30 @@ class Layout:
         replay_bytes: What they put out for one example.
 
     Raises:
-        ValueError: If the output for an example depends on the others of its batch.
+        ValueError: If the output for an example depends on the others of its batch, or has no
+            gradient.
     """
 
-    def __init__(self, capture: Capture, x: Rows) -> None:
+    def __init__(
+        self, capture: Capture, x: Rows, y: Tensor | None = None, labels: Labels = "exact"
+    ) -> None:
         state = [*capture.network.parameters(), *capture.network.buffers()]
         self._own = {t.untyped_storage().data_ptr() for t in state}
-        two, small, size = self._run(capture, x, 2)
-        three, large, more = self._run(capture, x, 3)
+        two, targets, small, size = self._run(capture, x, y, 2)
+        three, _, large, more = self._run(capture, x, y, 3)
         repeatable = _same(two, three[:2])
-        if not repeatable and _same(two, self._run(capture, x, 2)[0]):
+        if not repeatable and _same(two, self._run(capture, x, y, 2)[0]):
             raise ValueError(
                 "the output for an example depends on the other examples of its batch; wanted "
                 "examples that are independent in eval mode: type track_running_stats=True where "
                 "a BatchNorm has none"
             )
         # the contrasts of the labels hold five numbers of eight bytes for each logit
-        each = max(1, more - size) + 40 * two[0].numel()
+        each = max(1, more - size) + (40 if labels == "exact" else 16) * two[0].numel()
         self.chunk_rows = max(1, min(_CHUNK_ROWS, _GRAPH_BYTES // each))
-        self.directions = math.prod(two.shape[1:-1]) * (two.shape[-1] - 1)
+        self.directions = 1
+        if labels == "exact":
+            self.directions = capture.evaluation.likelihood.exact(two, targets).weights.shape[1]
         self.example_dim = _example_dims(small, large)
         called = [module for module, _ in small]
         self.replayed = [
@@ -92,9 +94,10 @@ class Layout:
         self.replay_bytes = sum(two.element_size() * s[1:].numel() for s in outputs.values())
 
     def _run(
-        self, capture: Capture, x: Rows, n: int
-    ) -> tuple[Tensor, list[tuple[nn.Module, torch.Size]], int]:
+        self, capture: Capture, x: Rows, y: Tensor | None, n: int
+    ) -> tuple[Tensor, Tensor | None, list[tuple[nn.Module, torch.Size]], int]:
         index = torch.arange(n, device=tensors_of(x)[0].device) % count(x)
+        some = None if y is None else y[index]
         held: dict[int, int] = {}
 
         def weigh(tensor: Tensor) -> Tensor:
@@ -104,10 +107,13 @@ class Layout:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
-            output = checked(capture.run(take(x, index)), n)
+            output, targets = capture.run(take(x, index), some)
+        checked(output, n, capture.evaluation.likelihood)
+        if any(p.requires_grad for p in capture.network.parameters()):
+            wants_gradient(output)
         shapes = [(one.module, one.output_shape) for one in capture.calls]
         capture.calls.clear()
-        return output.detach(), shapes, sum(held.values())
+        return output.detach(), targets, shapes, sum(held.values())
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -1,5 +1,7 @@
 """A stretch of code in which a network is only read."""
 
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -17,9 +19,11 @@ def traceless(network: nn.Module) -> Iterator[None]:
     """Evaluate the network inside, in eval mode and full precision, and leave it as it was.
 
     Restored at the end, after an exception too: the training mode of every submodule, buffers, the
-    `.grad` of every parameter, the state of the global random number generators. Inside, gradients
-    are enabled, autocast and inference mode are off, and attention takes no fused shortcut (its
-    rounding differs from the path that has a gradient).
+    `.grad` of every parameter, the state of the global random number generators of torch, Python
+    and numpy. Inside, gradients are enabled, autocast and inference mode are off, attention takes
+    no fused shortcut (its rounding differs from the path that has a gradient), and what
+    `torch.compile` made runs as it was written (compiled code calls no hooks and keeps the
+    parameters that it was compiled with).
 
     Args:
         network: The network that is evaluated.
@@ -34,6 +38,9 @@ def traceless(network: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         devices = [device] if device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=devices))
+        _keep_random_states(stack)
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
         for kind in {"cpu", device.type} - {"meta"}:
@@ -54,6 +61,36 @@ def traceless(network: nn.Module) -> Iterator[None]:
                         buffer.copy_(value)
                 for parameter, gradient in gradients:
                     parameter.grad = gradient
+
+
+@contextmanager
+def thawed(network: nn.Module, wanted: bool) -> Iterator[None]:
+    """Let every parameter require a gradient inside.
+
+    Args:
+        network: The network.
+        wanted: Whether to do so at all.
+
+    Yields:
+        Nothing.
+    """
+    params = network.parameters() if wanted else ()
+    frozen = [p for p in params if not p.requires_grad and p.is_floating_point()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _keep_random_states(stack: ExitStack) -> None:
+    # data sets augment with them while the batches are made
+    stack.callback(random.setstate, random.getstate())
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        stack.callback(numpy.random.set_state, numpy.random.get_state())
 
 
 def _fastpath_enabled() -> bool:
