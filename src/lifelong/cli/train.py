@@ -69,7 +69,7 @@ def _train(config: DictConfig, overrides: list[str]) -> float | None:
 
 
 def _show_finished(summary: "Summary", directory: Path) -> float | None:
-    from lifelong.report.table import print_results
+    from lifelong.report.tables import print_results
 
     say(f"{directory} holds a finished run; it is left as it is")
     print_results([summary], directory)

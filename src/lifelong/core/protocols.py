@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -45,6 +46,30 @@ class Importance(Protocol):
 @runtime_checkable
 class Penalty(Protocol):
     """The price Ω of moving away from earlier tasks: an ``nn.Module`` whose state is buffers."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Move the buffers.
+
+        Args:
+            device: where to.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffers.
+
+        Returns:
+            Name → tensor.
+        """
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """Take up the buffers of another penalty of the same kind, whatever was folded into it.
+
+        Args:
+            state_dict: what ``state_dict`` returned.
+        """
+        ...
 
     @property
     def is_empty(self) -> bool:

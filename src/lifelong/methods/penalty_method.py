@@ -124,8 +124,7 @@ class PenaltyMethod(Method):
         logs = begins_logging_step(module.trainer, batch_idx)
         whole, omega = loss, None
         if self._term is not None and self.is_held:
-            with torch.autocast(loss.device.type, enabled=False):
-                whole = self._term(loss, self.ewc_lambda)
+            whole = self._term(loss, self.ewc_lambda)
             omega = self._term.omega
         if self._diagnose is not None and self.is_held:
             self._diagnose.take(loss)
@@ -161,11 +160,7 @@ class PenaltyMethod(Method):
         """
         self.penalty.to(device_of(network))
         self.penalty.fold(dict(network.named_parameters()), importance, self.decay)
-        traces = (
-            importance.traces()
-            if hasattr(importance, "traces")
-            else {n: float(f.double().sum()) for n, f in importance.items()}
-        )
+        traces = importance.traces()
         trace = math.fsum(traces.values())
         self.figures = {"fisher/trace": trace}
         if trace > 0:
@@ -299,9 +294,7 @@ class PenaltyMethod(Method):
     def detach(self) -> None:
         """Take away what was attached to the module; a second call does nothing."""
         super().detach()
-        if self._term is not None:
-            self._term.remove()
-            self._term = None
+        self._term = None
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
