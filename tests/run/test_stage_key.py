@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ GROUPS = sorted(
 )
 
 
+@cache
 def composed(*words: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=["output_dir=out", *words])
@@ -118,6 +120,19 @@ def test_nothing_is_declared_that_the_configuration_does_not_have() -> None:
     for declared in (*FREE, *LABELS, *NAMES):
         known = {word for word in words if word == declared or word.startswith(f"{declared}.")}
         assert known or declared in later or declared == "method._target_", declared
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("val_fraction", "benchmark.val_fraction", "batch_size", "benchmark.batch_size", "seed"),
+        *("optimizer", "optimizer.lr", "scheduler", "callbacks", "max_epochs", "compile"),
+        *("diagnostics", "model", "trainer", "trainer.precision", "trainer.max_epochs", "method"),
+        *("benchmark", "benchmark.tasks", "benchmark.tasks.a.dataset", "scenario", "unheard.of"),
+    ],
+)
+def test_what_shapes_numbers_is_not_declared_free(key: str) -> None:
+    assert not is_free(key)
 
 
 def test_each_key_that_is_free_has_its_reason() -> None:

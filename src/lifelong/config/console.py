@@ -102,6 +102,10 @@ def one_line(error: BaseException) -> str:
     if key and moved(key[1]):
         said = re.search(rf"\+{re.escape(key[1])}=(\S+)", text)
         return moved_line(key[1], said[1] if said else "VALUE")
+    if key and "override" in key[0] and key[1] == "method.ewc_lambda":
+        return (
+            "this method has no penalty, so no method.ewc_lambda; leave it out, or type method=ewc"
+        )
     if key and "override" in key[0]:
         return f"{key[1]} is no key of the configuration; `lifelong-train --cfg job` lists the keys"
     return " ".join(text.split())
