@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 
+# Not sklearn's train_test_split(stratify=…): it sets the same numbers of each class aside, but
+# other images, and every published figure chose its weights and its λ by these.
 def stratified_split(
     labels: Tensor, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
