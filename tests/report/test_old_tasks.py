@@ -137,7 +137,7 @@ def test_copies_have_a_column_for_each_task() -> None:
 def test_pictures_draw_the_mean_and_say_so() -> None:
     points, tasks = trade_off([THREE, FREE]), THREE.tasks
     axes = trade_off_figure({"EWC": points}, tasks).axes[0]
-    assert axes.get_ylabel() == "accuracy on mean of 2 old tasks, % of validation images"
+    assert axes.get_ylabel() == "mean of 2 old tasks, % of validation images"
     assert axes.containers[0][0].get_ydata().tolist() == pytest.approx([40.0, 65.0])
     axes = lambda_figure({"EWC": points}, tasks).axes[0]
     assert axes.get_legend_handles_labels()[1] == ["mean of 2 old tasks", "c (new)"]
