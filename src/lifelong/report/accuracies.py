@@ -11,7 +11,7 @@ from lifelong.report.names import mean_of_old
 from lifelong.run.summary import Summary
 
 
-def tested(summary: Summary) -> dict[str, float]:
+def final_test(summary: Summary) -> dict[str, float]:
     """What was known at the end, on the official test images.
 
     Args:
@@ -23,7 +23,7 @@ def tested(summary: Summary) -> dict[str, float]:
     return dict(zip(summary.tasks, summary.accuracy[-1], strict=True))
 
 
-def validated(summary: Summary) -> dict[str, float]:
+def final_validation(summary: Summary) -> dict[str, float]:
     """What was known at the end, on validation images.
 
     Args:

@@ -66,9 +66,9 @@ def retention_figure(summaries: Sequence[Summary]) -> "Figure":
             label=label_of(summary),
         )
     axes.set_xlabel(f"epochs of {tasks[-1]}")
-    axes.set_ylabel(f"accuracy on {old}\n% of {its} validation images")
+    axes.set_ylabel(f"accuracy: {old}\n% of {its} validation images")
     learnt = title(summaries[0]).replace(" (", "\n(")  # too long for one line where it warns
-    axes.set_title(f"What is retained of {old}\n{learnt}", fontsize=10)
+    axes.set_title(f"What is retained: {old}\n{learnt}", fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center right")
@@ -262,8 +262,8 @@ def trade_off_figure(
     for name, point in single.items():
         _trace(axes, [point], looks[name], name, linestyle="none", markersize=10)
     _write_lambdas(axes, sweeps, looks)
-    axes.set_xlabel(f"accuracy on {new}, % of validation images")
-    axes.set_ylabel(f"accuracy on {old}, % of validation images")
+    axes.set_xlabel(f"{new}, % of validation images")
+    axes.set_ylabel(f"{old}, % of validation images")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower left")
     return figure

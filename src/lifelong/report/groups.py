@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from lifelong.report.accuracies import columns, old_mean, tested, validated
+from lifelong.report.accuracies import columns, final_test, final_validation, old_mean
 from lifelong.report.best import Candidate, Rule, candidate_of, mean_by_lambda
 from lifelong.report.names import label
 from lifelong.report.numbers import Mean, as_typed, mean_of, means
@@ -79,7 +79,7 @@ class Group:
         """What a table has of it: heading → mean over seeds, on test and on validation images."""
         return {
             f"{name} {images}": mean
-            for images, read in (("test", tested), ("validation", validated))
+            for images, read in (("test", final_test), ("validation", final_validation))
             for name, mean in means([columns(read(one)) for one in self.summaries]).items()
         }
 
@@ -102,7 +102,7 @@ def old_test(summary: Summary) -> float:
     Returns:
         A fraction; the mean where several tasks are old.
     """
-    return old_mean(tested(summary))
+    return old_mean(final_test(summary))
 
 
 def new_test(summary: Summary) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lifelong.report.accuracies import columns, tested, validated
+from lifelong.report.accuracies import columns, final_test, final_validation
 from lifelong.report.best import Rule, candidate_of, choose_from
 from lifelong.report.groups import Group
 from lifelong.report.names import label_of, title
@@ -29,18 +29,17 @@ def print_results(
         picture: the retention picture, if one was drawn.
     """
     first = summaries[0]
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(results_table(summaries))
     seconds = sum(sum(stage.values()) for one in summaries for stage in one.seconds.values())
-    console.print(
+    lines = [
         f"seed {first.seed}, {first.max_epochs} epochs a task, "
         f"{seconds:.0f} s of learning and testing"
-    )
+    ]
     if picture is not None:
-        console.print(f"picture      {picture}")
-    console.print(f"results      {directory} (summary.json, checkpoints/, …)")
+        lines.append(f"picture      {picture}")
+    lines.append(f"results      {directory} (summary.json, checkpoints/, …)")
     if any(directory.rglob("events.out.tfevents.*")):
-        console.print(f"TensorBoard  tensorboard --logdir {directory}")
+        lines.append(f"TensorBoard  tensorboard --logdir {directory}")
+    print_wide(results_table(summaries), *lines)
 
 
 def results_table(summaries: Sequence[Summary]) -> Table:
@@ -55,7 +54,7 @@ def results_table(summaries: Sequence[Summary]) -> Table:
     first = summaries[0]
     table = Table(title=f"Test accuracy: {title(first)}")
     table.add_column("")
-    for name in columns(tested(first)):
+    for name in columns(final_test(first)):
         table.add_column(f"{name} %", justify="right")
     last = len(first.tasks) - 1
     for index, task in enumerate(first.tasks):
@@ -81,7 +80,7 @@ def sweep_table(groups: Mapping[str, Sequence[Summary]], rule: Rule) -> Table:
         The table, by λ within each group: a column per task, and where several are old their mean.
     """
     first = next(iter(groups.values()))[0]
-    *old, new = columns(tested(first))
+    *old, new = columns(final_test(first))
     headings = [*(f"{name} kept" for name in old), f"{new} new"]
     table = Table(title=f"λ on {title(first)}: mean ± standard error over seeds")
     if set(groups) != {""}:
@@ -98,14 +97,14 @@ def sweep_table(groups: Mapping[str, Sequence[Summary]], rule: Rule) -> Table:
         several = len({one.ewc_lambda for one in summaries}) > 1
         for ewc_lambda in sorted({one.ewc_lambda for one in summaries}):
             same = [one for one in summaries if one.ewc_lambda == ewc_lambda]
-            kept = means([columns(validated(one)) for one in same])
+            kept = means([columns(final_validation(one)) for one in same])
             average = mean_of([candidate_of(one).average for one in same])
             table.add_row(
                 *([label] if set(groups) != {""} else []),
                 as_typed(ewc_lambda) if same[0].has_lambda else "–",
                 str(len(same)),
                 *map(str, (*kept.values(), average)),
-                *map(str, means([columns(tested(one)) for one in same]).values()),
+                *map(str, means([columns(final_test(one)) for one in same]).values()),
                 "← best" if several and ewc_lambda == best else "",
             )
         table.add_section()
