@@ -26,14 +26,13 @@ def step(
     data: Data,
     number: int,
     batch: int,
-    before: Callable[[], object] = lambda: None,
+    objective: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> None:
-    """One training step on a batch of the data; ``before`` runs before the optimizer steps."""
+    """One training step on a batch of the data; ``objective`` makes of its loss what is learnt."""
     part = slice(number * batch, (number + 1) * batch)
-    loss = cross_entropy(network(data[0][part]), data[1][part])
+    loss = objective(cross_entropy(network(data[0][part]), data[1][part]))
     optimizer.zero_grad()
     loss.backward()
-    before()
     optimizer.step()
 
 

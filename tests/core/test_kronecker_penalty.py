@@ -182,6 +182,114 @@ def test_nearest_keeps_one_term_and_is_exact_for_a_common_factor() -> None:
     torch.testing.assert_close(penalty(params), expected, **EXACT)
 
 
+def shift_of(importance: KroneckerFactors, damping: float) -> float:
+    """d · m by hand: the mean of the dense diagonal over all its entries."""
+    blocks = [torch.kron(G, A).diagonal() for A, G in importance.values()]
+    rest = [f.flatten() for f in importance.diagonal.values()]
+    return damping * float(torch.cat([*blocks, *rest]).mean())
+
+
+def test_nearest_keeps_the_damping_of_every_task_by_its_age() -> None:
+    net = network()
+    anchor, importance = moved(net), factors(net)
+    twice = KroneckerFactors(
+        {n: (2.0 * a, g) for n, (a, g) in importance.items()},
+        {n: 5.0 * f for n, f in importance.diagonal.items()},
+    )
+    penalty = KroneckerPenalty(damping=0.3, merge="nearest")
+    penalty.fold(anchor, importance)
+    penalty.fold(anchor, twice, decay=0.5)
+    params = dict(net.named_parameters())
+    # a common factor: the nearest product is the sum itself, and only the damping is in question
+    expected = 0.5 * dense(params, anchor, importance, shift_of(importance, 0.3))
+    expected = expected + dense(params, anchor, twice, shift_of(twice, 0.3))
+    torch.testing.assert_close(penalty(params), expected, **EXACT)
+    step = torch.optim.SGD(params.values(), lr=0.1)
+    for p in params.values():
+        p.grad = torch.zeros_like(p)
+    step.step()
+    start = {name: p.detach().clone() for name, p in params.items()}
+    penalty.proximal_step_(params, step_sizes(step), 2.0)
+    for name in ("mid", "out"):
+        hessian = sum(
+            age
+            * (
+                torch.kron(one[name][1], one[name][0])
+                + shift_of(one, 0.3) * torch.eye(rows).double()
+            )
+            for age, one, rows in (
+                (0.5, importance, matrix(params, name).numel()),
+                (1.0, twice, matrix(params, name).numel()),
+            )
+        )
+        gap = (matrix(start, name) - matrix(anchor, name)).flatten()
+        shrunk = torch.linalg.solve(torch.eye(len(gap)).double() + 0.2 * hessian, gap)
+        found = (matrix(params, name) - matrix(anchor, name)).flatten()
+        torch.testing.assert_close(found.detach(), shrunk, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("merge", ["sum", "nearest"])
+def test_layers_that_a_later_task_lacks_decay_with_their_damping(merge: str) -> None:
+    net = network()
+    params, told = dict(net.named_parameters()), (moved(net), factors(net))
+    penalty = KroneckerPenalty(damping=0.3, merge=merge)
+    penalty.fold(*told)
+    later, here = factors(net), moved(net)
+    part = KroneckerFactors({"mid": later["mid"]}, {"norm.bias": later.diagonal["norm.bias"]})
+    before = KroneckerPenalty(damping=0.3, merge=merge)
+    before.fold(*told, decay=1.0)
+    penalty.fold(here, part, decay=0.25)
+    gone = KroneckerFactors(
+        {n: f for n, f in told[1].items() if n != "mid"},
+        {"norm.weight": told[1].diagonal["norm.weight"]},
+    )
+    expected = 0.25 * dense(params, told[0], gone, shift_of(told[1], 0.3))
+    # what both tasks have takes no part: its parameters are put where it costs nothing more
+    both = KroneckerFactors({"mid": told[1]["mid"]}, {"norm.bias": told[1].diagonal["norm.bias"]})
+    if merge == "sum":
+        expected = expected + 0.25 * dense(params, told[0], both, shift_of(told[1], 0.3))
+        expected = expected + dense(params, here, part, shift_of(part, 0.3))
+        torch.testing.assert_close(penalty(params), expected, **EXACT)
+    names = ("conv.weight", "conv.bias", "out.weight", "norm.weight")
+    found = torch.autograd.grad(penalty(params), [params[n] for n in names])
+    wanted = torch.autograd.grad(
+        0.25 * dense(params, told[0], gone, shift_of(told[1], 0.3)), [params[n] for n in names]
+    )
+    torch.testing.assert_close(found, wanted, **EXACT)
+
+
+def test_a_decay_of_zero_also_frees_layers_that_the_later_task_lacks() -> None:
+    net = network()
+    params = dict(net.named_parameters())
+    penalty = folded(net, 1)[0]
+    part = KroneckerFactors({"mid": factors(net)["mid"]})
+    here = moved(net)
+    penalty.fold(here, part, decay=0.0)
+    torch.testing.assert_close(penalty.value(params), dense(params, here, part).detach(), **EXACT)
+    assert [name for name in penalty.state_dict() if name.startswith("layers.out")] == []
+
+
+def test_the_largest_curvature_is_that_of_the_dense_hessian_or_above() -> None:
+    net = network()
+    assert KroneckerPenalty().largest_curvature() == 0.0
+    for tasks in (1, 3):
+        penalty, told = folded(net, tasks, decay=0.5, damping=0.3)
+        blocks = []
+        for layer in told[0][1]:
+            hessian = sum(
+                0.5**age
+                * (
+                    torch.kron(one[layer][1], one[layer][0])
+                    + shift_of(one, 0.3) * torch.eye(matrix(told[0][0], layer).numel()).double()
+                )
+                for age, (_, one) in enumerate(reversed(told))
+            )
+            blocks.append(float(torch.linalg.eigvalsh(hessian)[-1]))
+        blocks += [float(f.max()) for f in penalty.rest.importances().values()]
+        bound = penalty.largest_curvature()
+        assert max(blocks) * (1 - 1e-9) <= bound <= tasks * max(blocks) * (1 + 1e-9)
+
+
 def test_the_nearest_product_is_the_best_rank_one_rearrangement() -> None:
     pairs = [(semidefinite(3), semidefinite(4)) for _ in range(3)]
     A, G = nearest_product(pairs)

@@ -101,6 +101,35 @@ def test_damping_adds_the_mean_importance_to_every_entry() -> None:
     torch.testing.assert_close(folded["b"], torch.tensor([3.0]), rtol=0, atol=0)
 
 
+def test_damping_decays_with_the_task_that_it_was_added_to() -> None:
+    penalty = QuadraticPenalty(damping=0.5)
+    penalty.fold({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 4.0])})  # damped: 1 and 5
+    penalty.fold({"a": torch.ones(2)}, {"a": torch.tensor([8.0, 0.0])}, decay=0.25)  # 10 and 2
+    folded = penalty.importances()["a"]
+    torch.testing.assert_close(folded, torch.tensor([10.25, 3.25]), rtol=0, atol=0)
+
+
+def test_parameters_that_a_later_task_lacks_decay_too() -> None:
+    penalty = QuadraticPenalty()
+    penalty.fold({"a": torch.zeros(1), "b": torch.zeros(1)}, {n: torch.ones(1) for n in "ab"})
+    penalty.fold({"a": torch.zeros(1)}, {"a": torch.tensor([3.0])}, decay=0.25)
+    assert penalty.importances()["a"].item() == 3.25
+    assert penalty.importances()["b"].item() == 0.25
+    # ½ · 3.25 · 2² + ½ · 0.25 · 4²
+    theta = {"a": torch.tensor([2.0]), "b": torch.tensor([4.0])}
+    assert penalty(theta).item() == 8.5
+
+
+def test_the_largest_curvature_is_the_largest_importance() -> None:
+    penalty = QuadraticPenalty()
+    assert penalty.largest_curvature() == 0.0
+    penalty.fold(
+        {"a": torch.zeros(2), "b": torch.zeros(1)},
+        {"a": torch.tensor([1.0, 7.0]), "b": torch.tensor([5.0])},
+    )
+    assert penalty.largest_curvature() == 7.0
+
+
 def test_where_nothing_weighs_anything_the_newest_anchor_stands() -> None:
     penalty = QuadraticPenalty()
     zero = {"w": torch.zeros(1)}
