@@ -195,6 +195,10 @@ def test_what_is_free_is_taken_from_the_command_that_resumes(tmp_path: Path) -> 
     again = composed(f"output_dir={tmp_path}", "data_dir=new", "resume=true", "choice.low=2")
     found = continued(again, ["data_dir=new", "resume=true", "choice.low=2", "hydra.run.dir=x"])
     assert (found.benchmark.name, found.seed, found.resume) == ("usps_mnist", 3, True)
-    assert (found.data_dir, found.benchmark.data_dir, found.choice.low) == ("new", "new", 2)
+    assert (found.data_dir, found.benchmark.tasks.usps.data_dir, found.choice.low) == (
+        "new",
+        "new",
+        2,
+    )
     for other in ("batch_size=3", "~logger.tensorboard"):
         assert continued(again, ["resume=true", other]) is again

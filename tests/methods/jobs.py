@@ -24,14 +24,19 @@ from lifelong.methods import Method
 from lifelong.run import Job, NoStore, StageStore
 
 TASKS = ("a", "b", "c")
+# At once: Lightning takes it out of the environment when a Trainer is done.
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 # Method → settings with which it holds on, and settings with which it is fine-tuning bit for bit.
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "Finetune": ({}, {}),
     "Joint": ({}, None),
-    "EWC": ({"ewc_lambda": 50.0}, {"ewc_lambda": 0.0}),
-    "OnlineEWC": ({"ewc_lambda": 50.0, "step": "proximal"}, {"ewc_lambda": 0.0}),
-    "KroneckerEWC": ({"ewc_lambda": 50.0}, {"ewc_lambda": 0.0}),
+    "EWC": ({"ewc_lambda": 50.0, "threshold": 0.0}, {"ewc_lambda": 0.0}),
+    "OnlineEWC": ({"ewc_lambda": 50.0, "step": "proximal", "threshold": 0.0}, {"ewc_lambda": 0.0}),
+    "KroneckerEWC": (
+        {"ewc_lambda": 50.0, "threshold": 0.0, "precision": "float32"},
+        {"ewc_lambda": 0.0},
+    ),
 }
 
 
@@ -52,7 +57,7 @@ class Points(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         # In order the batches of two processes make up those of one.
         shuffle = "IN_ORDER" not in os.environ
-        return DataLoader(self.examples(0, 48), batch_size=12 // world(), shuffle=shuffle)
+        return DataLoader(self.examples(0, 48), batch_size=12 // WORLD, shuffle=shuffle)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.examples(1, 30), batch_size=30)
@@ -94,10 +99,6 @@ class InterruptAt(Callback):
             raise InterruptError
 
 
-def world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def network() -> nn.Module:
     # Float64, so that only a wrong formula can differ.
     layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)]
@@ -112,8 +113,8 @@ def make(name: str, **settings: Any) -> Method:
 def trainer(*callbacks: Callback, **also: Any) -> Trainer:
     return Trainer(
         accelerator="cpu",
-        devices=world(),
-        strategy="ddp" if world() > 1 else "auto",
+        devices=WORLD,
+        strategy="ddp" if WORLD > 1 else "auto",
         max_epochs=2,
         num_sanity_val_steps=0,
         enable_checkpointing=False,
@@ -182,7 +183,7 @@ def main(folder: Path, names: list[str], learn: Callable[[Job], Any]) -> None:
     torch.set_num_threads(1)
     for name in names:
         # Each process has batch statistics of its own: without BatchNorm two are as one.
-        learn(job(name, folder / f"{name}-{world()}", norm=False))
+        learn(job(name, folder / f"{name}-{WORLD}", norm=False))
 
 
 if __name__ == "__main__":

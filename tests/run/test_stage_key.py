@@ -115,11 +115,9 @@ def test_nothing_is_declared_that_the_configuration_does_not_have() -> None:
     for group, option in GROUPS:
         words |= {".".join(path) for path in leaves(composed(f"{group}={option}"))}
     words |= {word.rpartition(".")[0] for word in words}
-    # Tasks of images have them as soon as each is an object of its own.
-    later = {"benchmark.tasks.*.data_dir", "benchmark.tasks.*.seed"}
     for declared in (*FREE, *LABELS, *NAMES):
         known = {word for word in words if word == declared or word.startswith(f"{declared}.")}
-        assert known or declared in later or declared == "method._target_", declared
+        assert known or declared == "method._target_", declared
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def check(config: DictConfig) -> None:
     """
     check_benchmark(config.benchmark, config.scenario)
     method = _plain(config.method)
-    if "_target_" in method and _is_ours(method):  # added with +, or of an earlier version
+    if _is_ours(method):  # added with +, or of an earlier version
         for key, value in flat(method, "method.").items():
             if moved(key):
                 raise LifelongError(moved_line(key, str(value)))

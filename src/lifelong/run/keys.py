@@ -16,7 +16,6 @@ FREE: Mapping[str, str] = {
     "output_dir": "where the results go",
     "hydra": "folders, launchers and help; Hydra keeps it out of what a run sees",
     "data_dir": "where the images lie; what they are is in each task's fingerprint",
-    "benchmark.data_dir": "data_dir, as the benchmark hands it on",
     "benchmark.tasks.*.data_dir": "data_dir, as a task has it",
     "stages": "a stage from the store has the bits of one that is learnt",
     "stages_limit": "how much the store keeps",
@@ -31,7 +30,7 @@ FREE: Mapping[str, str] = {
 LABELS = ("benchmark.name", "method.name")
 # What tells runs apart in every report by itself. All but the labels shape numbers.
 NAMES = (
-    *("seed", "benchmark.seed", "benchmark.tasks.*.seed"),
+    *("seed", "benchmark.tasks.*.seed"),
     *("method", "method._target_", "method.ewc_lambda", "benchmark", "experiment", *LABELS),
 )
 # Keys of the method that shape a task while it is learnt, not what is kept of it afterwards.
