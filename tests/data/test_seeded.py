@@ -199,6 +199,15 @@ def test_shares_of_training_are_equally_long_and_cover_the_examples(
     assert bits(shares[0]) != given[0] or kind == "no DataLoader"  # the next epoch is another
 
 
+def test_a_sampler_that_gives_fewer_examples_is_shared_as_it_is() -> None:
+    def share(rank: int) -> list[int]:
+        fewer = DataLoader(Noisy(18), 3, sampler=RandomSampler(range(18), num_samples=6))
+        return numbers(seeded(fewer, rank=rank, world_size=2))
+
+    assert len(share(0)) == len(share(1)) == 3
+    assert not set(share(0)) & set(share(1))
+
+
 def test_a_share_of_shuffled_training_is_another_one_in_each_epoch() -> None:
     def share(epoch: int) -> list[int]:
         one = noisy(rank=0, world_size=2)
