@@ -88,6 +88,25 @@ def test_a_lock_names_its_owner_and_dies_with_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "result"]
 
 
+def test_a_lock_file_that_its_owner_has_just_taken_away_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, calls, path = fcntl.flock, [], tmp_path / ".hydra/run.lock"
+
+    def late(descriptor: int, how: int) -> None:
+        if not calls:
+            path.unlink()  # between the opening and the locking
+        calls.append(how)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert hold(tmp_path)
+    assert len(calls) == 2
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    (tmp_path / "result").touch()
+    let_go()
+
+
 def test_where_there_are_no_locks_a_run_says_so_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,16 @@ def test_any_other_name_is_refused(name: str) -> None:
         network_class(name)
 
 
+def test_a_package_whose_name_only_begins_alike_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torchvisionx.py").write_text("from torch import nn\nclass Net(nn.Module): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UntrustedError):
+        network_class("torchvisionx.Net")
+    assert "torchvisionx" not in sys.modules
+
+
 def test_nothing_is_imported_where_one_name_of_several_is_refused() -> None:
     config = {"_target_": "torchvision.ops.MLP", "x": {"_target_": "zipapp.create_archive"}}
     before = set(sys.modules)
