@@ -129,7 +129,7 @@ def clipping(net: nn.Module, term: Any) -> None:
 
 def retained_graph(net: nn.Module, term: Any) -> None:
     loss = term(task_loss(net), LAMBDA)
-    loss.backward(retain_graph=True)
+    (0.5 * loss).backward(retain_graph=True)
     loss.backward(retain_graph=True)
     (0.5 * loss).backward()
 
@@ -271,6 +271,16 @@ def test_what_is_folded_later_counts_from_the_next_call(kind: str) -> None:
         term(task_loss(net), LAMBDA).backward()
         found.append(gradients(net))
     same(*found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_is_trained_gets_a_gradient_of_its_own(kind: str) -> None:
+    net, penalty, _ = both(kind)[0]
+    net[0].bias.requires_grad_(False)  # type: ignore[index]
+    params = dict(net.named_parameters())
+    omega, found = penalty.value_and_gradient(params, LAMBDA)
+    assert found.keys() == params.keys() - {"0.bias"}
+    assert omega.item() == pytest.approx(penalty.value(params).item(), rel=1e-12)
 
 
 def test_two_penalties_on_the_same_parameters_add_up() -> None:

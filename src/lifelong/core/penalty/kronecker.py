@@ -157,8 +157,7 @@ class KroneckerPenalty(nn.Module):
         for key in self.layers:
             weights = self._matrix(key, params)
             for term in self._terms(key):
-                gap = weights - term.anchor
-                omega += 0.5 * (gap * term.gradient(weights)).sum()
+                omega += term.price_and_gradient(weights)[0]
         return omega
 
     @torch.no_grad()
@@ -181,8 +180,8 @@ class KroneckerPenalty(nn.Module):
         for key in self.layers:
             weights, pull = self._matrix(key, params), None
             for term in self._terms(key):
-                one = term.gradient(weights, self.precision)
-                omega += 0.5 * ((weights - term.anchor) * one).sum(dtype=torch.float64)
+                price, one = term.price_and_gradient(weights, self.precision)
+                omega += price
                 pull = one if pull is None else pull.add_(one)
             assert pull is not None
             for name, (part, columns) in zip(

@@ -75,15 +75,31 @@ class KroneckerTerm(nn.Module):
         Returns:
             The gradient, [out, in].
         """
+        return self.price_and_gradient(weights, precision)[1]
+
+    def price_and_gradient(
+        self, weights: Float[Tensor, "out in_"], precision: str = "float32"
+    ) -> tuple[Tensor, Float[Tensor, "out in_"]]:
+        """ω = ½ tr(Δᵀ ∂ω/∂W), and the gradient that it comes from.
+
+        Args:
+            weights: W, [out, in].
+            precision: of the two matrix products; see ``KroneckerPenalty``.
+
+        Returns:
+            The price, a scalar in the weights' type, and the gradient, [out, in].
+        """
         gap = weights - self.anchor
         rows, columns = gap.shape
         right, left = self._factors(precision)
         wide = nn.functional.pad(gap, (0, right.shape[0] - columns, 0, left.shape[0] - rows)).to(
             right.dtype
         )
-        pull = (left @ (wide @ right))[:rows, :columns].to(gap.dtype)
+        pull = (left @ (wide @ right))[:rows, :columns].to(gap.dtype).contiguous()
         shift = float(self.shift)
-        return pull.add_(gap, alpha=shift) if shift else pull
+        if shift:
+            pull.add_(gap, alpha=shift)
+        return 0.5 * torch.dot(gap.flatten(), pull.flatten()), pull
 
     def largest_curvature(self) -> float:
         """The largest eigenvalue of the Hessian, a_max g_max + μ.
