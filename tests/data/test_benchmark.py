@@ -238,6 +238,26 @@ def test_the_modules_own_transfer_hooks_are_applied() -> None:
 
     assert numbers(task(Normalising()).val_dataloader()) == list(range(0, 100, 10))
     assert numbers(task(Normalising()).consolidation_batches()) == list(range(0, 100, 10))
+    with pytest.raises(LifelongError, match="without transfer hooks"):
+        task().train_batches([task(Normalising())])
+
+
+def test_what_a_module_draws_while_it_is_set_up_is_a_function_of_seed_and_name() -> None:
+    class Splitting(Plain):
+        def prepare_data(self) -> None:
+            self.first = float(torch.rand(()))
+
+        def setup(self, stage: str) -> None:
+            if stage == "fit":
+                self.second = float(torch.rand(()))
+
+    def drawn(seed: int) -> tuple[float, float]:
+        torch.rand(1)
+        made = task(Splitting(), seed=seed).module
+        return made.first, made.second
+
+    assert drawn(0) == drawn(0)
+    assert len({*drawn(0), *drawn(1)}) == 4
 
 
 class NoTest(LightningDataModule):
