@@ -1,11 +1,14 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lifelong.core.fisher import diagonal as fisher_module
+from lifelong.core.fisher.capture import Capture
 from lifelong.core.fisher.diagonal import fisher_diagonal
+from lifelong.core.fisher.evaluation import Evaluation
 
 Oracle = Callable[[nn.Module, Tensor], dict[str, Tensor]]
 
@@ -141,7 +144,133 @@ def test_a_transformer_agrees_with_the_loop(
 ) -> None:
     # as many tokens as examples: nothing in the shapes tells which is which
     tokens = torch.randint(6, (5, 5))
-    check(Transformer(batch_first, each_position), tokens, looped_fisher, fused=False)
+    check(Transformer(batch_first, each_position), tokens, looped_fisher, fused=True)
+
+
+class Attending(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.embedding, self.options = nn.Embedding(6, 8), options
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        options = {k: v(tokens) if callable(v) else v for k, v in self.options.items()}
+        mixed, weights = self.attention(x, x, x, **options)
+        x = self.head(mixed).mean(dim=1)
+        return x if weights is None else x + weights.flatten(1)[:, :4]
+
+
+def padded(tokens: Tensor) -> Tensor:
+    return torch.arange(tokens.shape[1]) > tokens[:, :1] % 3
+
+
+CAUSAL = torch.ones(3, 3).triu(1)
+MASKS: dict[str, dict[str, Any]] = {
+    "none": {"need_weights": False},
+    "weights": {},
+    "weights of each head": {"average_attn_weights": False},
+    "boolean": {"attn_mask": CAUSAL.bool(), "need_weights": False},
+    "added": {"attn_mask": -3.0 * CAUSAL.double(), "is_causal": True},
+    "padding": {"key_padding_mask": padded, "need_weights": False},
+    "both": {"key_padding_mask": padded, "attn_mask": CAUSAL.bool()},
+    "of each head": {
+        "attn_mask": lambda t: CAUSAL.bool().expand(2 * len(t), 3, 3),
+        "need_weights": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_attention_that_is_written_out_is_torchs_own(name: str, looped_fisher: Oracle) -> None:
+    network, tokens = Attending(**MASKS[name]).eval(), torch.randint(6, (5, 3))
+    check(network, tokens, looped_fisher, fused=True)
+    wanted = network(tokens)
+    with Capture(Evaluation(network), lambda _: False) as capture:
+        torch.testing.assert_close(capture.run(tokens)[0], wanted, rtol=1e-12, atol=1e-12)
+
+
+class Crossing(Attending):
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return self.head(self.attention(x, x.tanh(), x, need_weights=False)[0]).mean(dim=1)
+
+
+def test_attention_to_others_takes_per_example_gradients(looped_fisher: Oracle) -> None:
+    check(Crossing(), torch.randint(6, (5, 3)), looped_fisher, fused=False)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, module: nn.RNNBase, ends: bool = False) -> None:
+        super().__init__()
+        self.rnn, self.ends = module, ends
+        width = module.hidden_size * (2 if module.bidirectional else 1)
+        self.head = nn.Linear(module.proj_size or width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, state = self.rnn(x)
+        hidden = hidden if self.rnn.batch_first else hidden.transpose(0, 1)
+        if self.ends:
+            state = state[1] if isinstance(state, tuple) else state
+            return self.head(state.transpose(0, 1).reshape(len(x), -1))
+        return self.head(hidden.square().mean(dim=1))
+
+
+class TimeFirst(Recurrent):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(0, 1))
+
+
+RECURRENT: dict[str, Callable[[], nn.Module]] = {
+    "lstm": lambda: Recurrent(nn.LSTM(4, 3, batch_first=True)),
+    "lstm, two layers, both ways": lambda: Recurrent(
+        nn.LSTM(4, 3, num_layers=2, bidirectional=True, batch_first=True)
+    ),
+    "lstm, time first": lambda: TimeFirst(nn.LSTM(4, 3)),
+    "lstm, last cell": lambda: Recurrent(nn.LSTM(4, 3, batch_first=True), ends=True),
+    "gru": lambda: Recurrent(nn.GRU(4, 3, batch_first=True)),
+    "gru, both ways, last state": lambda: Recurrent(
+        nn.GRU(4, 3, bidirectional=True, batch_first=True), ends=True
+    ),
+    "gru without bias": lambda: Recurrent(nn.GRU(4, 3, bias=False, batch_first=True)),
+    "tanh": lambda: Recurrent(nn.RNN(4, 3, batch_first=True)),
+    "relu": lambda: Recurrent(nn.RNN(4, 3, nonlinearity="relu", batch_first=True)),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_network_that_is_written_out_is_torchs_own(
+    name: str, looped_fisher: Oracle
+) -> None:
+    network, x = RECURRENT[name](), torch.randn(5, 4, 4)
+    check(network, x, looped_fisher, fused=True)
+    wanted = network(x)
+    with Capture(Evaluation(network), lambda _: False) as capture:
+        torch.testing.assert_close(capture.run(x)[0], wanted, rtol=1e-12, atol=1e-12)
+    assert "forward" not in vars(network.rnn)
+
+
+def test_a_projected_lstm_takes_per_example_gradients(looped_fisher: Oracle) -> None:
+    network = Recurrent(nn.LSTM(4, 3, proj_size=2, batch_first=True))
+    check(network, torch.randn(5, 4, 4), looped_fisher, fused=False)
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(4, 3, batch_first=True), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = x[:, 0, 0].detach().abs().long().clamp(1, 4)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
+        return self.head(self.rnn(packed)[1][0])
+
+
+def test_packed_sequences_take_per_example_gradients(looped_fisher: Oracle) -> None:
+    check(Packed(), 3 * torch.randn(5, 4, 4), looped_fisher, fused=False)
 
 
 class Twice(nn.Module):
@@ -245,17 +374,7 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.Sequential(nn.ConvTranspose1d(4, 3, 2), Flat(), nn.LazyLinear(3)),
         SEQUENCES,
     ),
-    "recurrent": (lambda: Recurrent(), (6, 3, 4)),
 }
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(x)[0][:, -1])
 
 
 @pytest.mark.parametrize("name", UNUSUAL)

@@ -12,6 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lifelong.core.fisher.evaluation import Evaluation
 from lifelong.core.fisher.examples import Rows
+from lifelong.core.fisher.opened import opened
+from lifelong.core.fisher.rules import LINEAR, Rule, rule_for
+
+_ROLES = ("weight", "bias")
 
 
 @dataclass
@@ -25,6 +29,9 @@ class Call:
             later module changes the output in place (`nn.ReLU(inplace=True)`).
         output_shape: The shape of what left it.
         version: The input's version when it entered.
+        rule: How the gradients of its parameters follow from input and output gradient.
+        parts: The parameters that met the input: as what the rule knows them, and how often the
+            graph of the output uses them here.
     """
 
     module: nn.Module
@@ -32,6 +39,8 @@ class Call:
     edge: GradientEdge
     output_shape: torch.Size
     version: int
+    rule: Rule | None
+    parts: dict[nn.Parameter, tuple[str, int]]
 
     @property
     def input_is_intact(self) -> bool:
@@ -62,6 +71,8 @@ class Capture:
         self._wanted = wanted
         self._recording = False
         self._handles: list[RemovableHandle] = []
+        self._opened: list[nn.Module] = []
+        self._rules: dict[nn.Module, Rule | None] = {}
 
     def __enter__(self) -> "Capture":
         for module in self.network.modules():
@@ -73,6 +84,12 @@ class Capture:
                     with_kwargs=True,
                 )
                 self._handles.append(handle)
+                # asked for now: a replay sets a forward of its own meanwhile
+                self._rules[module] = rule_for(module)
+            forward = opened(module, self._record_linear)
+            if forward is not None:
+                module.forward = forward
+                self._opened.append(module)
         return self
 
     def __exit__(
@@ -83,7 +100,10 @@ class Capture:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+        for module in self._opened:
+            del module.forward
         self._handles.clear()
+        self._opened.clear()
         self.calls.clear()
 
     def run(self, x: Rows, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -131,9 +151,31 @@ class Capture:
             return
         entered = [*args, *kwargs.values()]
         if entered and isinstance(entered[0], Tensor):
-            x = entered[0]
-            edge = get_gradient_edge(output)
-            self.calls.append(Call(module, x.detach(), edge, output.shape, x._version))
+            own = module.named_parameters(recurse=False)
+            parts = {p: (name, 1) for name, p in own if name in ("weight", "bias")}
+            self._add(module, entered[0], output, self._rules[module], parts)
+
+    def _record_linear(
+        self, module: nn.Module, a: Tensor, output: Tensor, names: tuple[str, str], uses: int = 1
+    ) -> None:
+        if self._recording and output.requires_grad:
+            found = [
+                (getattr(module, name, None), role)
+                for name, role in zip(names, _ROLES, strict=True)
+            ]
+            parts = {p: (role, uses) for p, role in found if p is not None}
+            self._add(module, a, output, LINEAR, parts)
+
+    def _add(
+        self,
+        module: nn.Module,
+        a: Tensor,
+        output: Tensor,
+        rule: Rule | None,
+        parts: dict[nn.Parameter, tuple[str, int]],
+    ) -> None:
+        edge = get_gradient_edge(output)
+        self.calls.append(Call(module, a.detach(), edge, output.shape, a._version, rule, parts))
 
 
 def uses_of_parameters(output: Tensor) -> tuple[dict[nn.Parameter, int], set[Node]]:
@@ -166,6 +208,7 @@ def uses_of_parameters(output: Tensor) -> tuple[dict[nn.Parameter, int], set[Nod
             leaf = getattr(following, "variable", None)
             if leaf is not None:
                 uses[leaf] = uses.get(leaf, 0) + 1
+                nodes.add(following)
             elif following not in nodes:
                 nodes.add(following)
                 pending.append(following)

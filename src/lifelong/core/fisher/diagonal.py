@@ -65,8 +65,9 @@ def fisher_diagonal(
     all, weighted). Measured at the default on perceptrons 784-1024-512-256-128-128-10 after 1 and 5
     epochs of MNIST: 2.4e-7 and 3.1e-7. With 0 the sum is the true one.
 
-    Linear, Conv1d, Conv2d, Embedding, LayerNorm, GroupNorm and BatchNorm take all examples of a
-    chunk at once. Parameters that are used in any other way take per-example gradients: the same
+    Linear, Conv1d, Conv2d, Embedding, LayerNorm, GroupNorm, BatchNorm, self-attention
+    (MultiheadAttention, Transformer layers) and LSTM, GRU, RNN take all examples of a chunk at
+    once. Parameters that are used in any other way take per-example gradients: the same
     numbers, more slowly. The network is evaluated in eval mode, without autocast, and left as it
     was. A network that `torch.compile` wrapped is evaluated as it was written.
 
@@ -188,18 +189,21 @@ class Diagonal:
         # parameters whose every use is a call that a rule covers, and the rest that is used
         uses, nodes = uses_of_parameters(chunk.output)
         sources: dict[str, list[Source]] = {}
+        covered_uses: dict[str, int] = {}
         for index, one in enumerate(chunk.calls):
             if one.edge.node not in nodes:
                 continue
-            for local, parameter in one.module.named_parameters(recurse=False):
-                source = _source(chunk, one, index, local)
+            for parameter, (role, times) in one.parts.items():
+                source = _source(chunk, one, index, role)
                 if source is not None and parameter in self._name:
-                    sources.setdefault(self._name[parameter], []).append(source)
+                    name = self._name[parameter]
+                    sources.setdefault(name, []).append(source)
+                    covered_uses[name] = covered_uses.get(name, 0) + times
         used = {p: k for p, k in uses.items() if p in self._name}
         covered = {
             name: found
             for name, found in sources.items()
-            if used.get(self._params[name]) == len(found)
+            if used.get(self._params[name]) == covered_uses[name]
         }
         rest = {self._name[p]: p for p in used if self._name[p] not in covered}
         return covered, rest
@@ -258,17 +262,16 @@ def not_all_zero(tensors: Iterable[Tensor]) -> None:
         )
 
 
-def _source(chunk: Chunk, one: Call, index: int, local: str) -> Source | None:
+def _source(chunk: Chunk, one: Call, index: int, role: str) -> Source | None:
     """Return a use of a parameter if the rule of its module holds for this call."""
-    rule = rule_for(one.module)
     dim = chunk.example_dim.get(one.module)
-    if rule is None or dim is None or not one.input_is_intact:
+    if one.rule is None or dim is None or not one.input_is_intact:
         return None
-    if local not in ("weight", "bias") or (dim and not rule.any_leading_dimension):
+    if dim and not one.rule.any_leading_dimension:
         return None
     if one.output_shape[dim] != len(chunk) or one.input.shape[dim] != len(chunk):
         return None
-    return Source(index, one.module, local, rule, one.input.movedim(dim, 0), dim)
+    return Source(index, one.module, role, one.rule, one.input.movedim(dim, 0), dim)
 
 
 def _wide(p: Tensor) -> torch.dtype:

@@ -23,7 +23,7 @@ class Rule:
         features: What the gradients need of the input, with the examples in front.
         gradient: The gradient of one parameter, for each example.
         any_leading_dimension: Whether the examples may be counted by another dimension than the
-            first (`nn.Linear` acts on the last one only).
+            first (`nn.Linear` acts on the last one only, `nn.LayerNorm` on the last ones).
     """
 
     features: Features
@@ -132,12 +132,13 @@ def _channel_gradient(_module: nn.Module, features: Tensor, delta: Tensor, name:
 _CONVOLUTION = Rule(_convolution_features, _convolution_gradient)
 _BATCH_NORM = Rule(_batch_norm_features, _channel_gradient)
 
+LINEAR = Rule(_linear_features, _linear_gradient, any_leading_dimension=True)
 RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: Rule(_linear_features, _linear_gradient, any_leading_dimension=True),
+    nn.Linear: LINEAR,
     nn.Conv1d: _CONVOLUTION,
     nn.Conv2d: _CONVOLUTION,
-    nn.Embedding: Rule(_identity, _embedding_gradient),
-    nn.LayerNorm: Rule(_layer_norm_features, _layer_norm_gradient),
+    nn.Embedding: Rule(_identity, _embedding_gradient, any_leading_dimension=True),
+    nn.LayerNorm: Rule(_layer_norm_features, _layer_norm_gradient, any_leading_dimension=True),
     nn.GroupNorm: Rule(_group_norm_features, _channel_gradient),
     nn.BatchNorm1d: _BATCH_NORM,
     nn.BatchNorm2d: _BATCH_NORM,
