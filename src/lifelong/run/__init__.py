@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lifelong.run.job import Job
-    from lifelong.run.resume.position import stage_checkpoint
+    from lifelong.run.learnt import stage_checkpoint
     from lifelong.run.sequence import learn_sequence, learn_trial
     from lifelong.run.store import NoStore, StageStore
     from lifelong.run.summary import StageResult, Summary
@@ -21,7 +21,7 @@ __all__ = [
     "stage_checkpoint",
 ]
 _FROM = {
-    "resume.position": ("stage_checkpoint",),
+    "learnt": ("stage_checkpoint",),
     "job": ("Job",),
     "sequence": ("learn_sequence", "learn_trial"),
     "store": ("NoStore", "StageStore"),

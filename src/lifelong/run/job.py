@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 
 from lifelong.data.benchmark import Benchmark
 from lifelong.learning import ContinualLearner
+from lifelong.learning.epochs import TellEpoch
 from lifelong.methods import Method
 from lifelong.run.stage import MakeTrainer
 from lifelong.run.store import NoStore, StageStore
@@ -37,6 +38,7 @@ class Job:
         resume: whether to go on with the run in ``directory``.
         checkpoint_every: seconds between two checkpoints within a stage.
         tell: told, a line each time, what a user would want to know.
+        tell_epoch: told, after each epoch, how far a task is and what is kept.
         trial: whether validation images alone are asked: nothing is tested, and neither the last
             task's importance nor checkpoints of stages are kept.
         choice: how λ was chosen, for the summary.
@@ -58,6 +60,7 @@ class Job:
     resume: bool = False
     checkpoint_every: float = 30.0
     tell: Callable[[str], None] = print
+    tell_epoch: TellEpoch | None = None
     trial: bool = False
     choice: Mapping[str, Any] | None = None
     observe: "Callable[[Job, Summary, Sequence[Logger]], None] | None" = None

@@ -116,6 +116,20 @@ class LearntNetwork:
             return self.reader(pixels.unsqueeze(1).float() / 255)
 
 
+def stage_checkpoint(directory: Path, index: int, task: str) -> Path:
+    """Where a run keeps the state after one of its stages.
+
+    Args:
+        directory: the run's.
+        index: the stage's place.
+        task: its name.
+
+    Returns:
+        The path of the checkpoint.
+    """
+    return directory / "checkpoints" / f"stage-{index}-{task}.ckpt"
+
+
 def read_stage(path: Path) -> Stage:
     """Read a stage's checkpoint; nothing in it is built or called.
 
@@ -164,8 +178,6 @@ def learner_after(job: "Job", index: int) -> "tuple[ContinualLearner, Method, St
     Raises:
         LifelongError: when the run kept no checkpoint of that stage, or a damaged one.
     """
-    from lifelong.run.resume.position import stage_checkpoint
-
     path = stage_checkpoint(job.directory, index, job.benchmark.task_names[index])
     if not path.is_file():
         raise LifelongError(f"{path} is not there; finish that run first")

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lifelong.data.benchmark import StageData
 from lifelong.errors import LifelongError
 from lifelong.run.job import Job
+from lifelong.run.learnt import stage_checkpoint
 from lifelong.run.resume.checkpoint import save_checkpoint
 from lifelong.run.resume.journal import Journal, write
 from lifelong.run.resume.keeping import KeepProgress, WholeCheckpoints, previous
@@ -23,7 +24,6 @@ from lifelong.run.resume.position import (
     clear,
     find_position,
     progress_checkpoint,
-    stage_checkpoint,
 )
 from lifelong.run.stage import Fit, fit, known, recall, test_accuracies
 from lifelong.run.stage_key import fit_key, state_key
@@ -201,6 +201,7 @@ class _Run:
             KeepProgress(progress_checkpoint(job.directory), job.checkpoint_every, self.journal),
             WholeCheckpoints(index, job.about),
             self.progress,
+            job.tell_epoch,
         )
         self.progress = None
         accuracy, tested = self._tested(data)

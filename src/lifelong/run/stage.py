@@ -11,7 +11,7 @@ from lightning import Callback, Trainer
 
 from lifelong.data.benchmark import StageData
 from lifelong.learning import ContinualLearner
-from lifelong.learning.epochs import RecordCurves, as_fraction
+from lifelong.learning.epochs import RecordCurves, TellEpoch, as_fraction
 from lifelong.learning.objective import write_figures
 from lifelong.methods import Method
 from lifelong.run.resume.journal import Entry, write
@@ -72,6 +72,7 @@ def fit(
     keep: KeepProgress,
     checkpoints: WholeCheckpoints,
     resume: Path | None = None,
+    tell_epoch: TellEpoch | None = None,
 ) -> tuple[Fit, float]:
     """Learn one task, and consolidate it.
 
@@ -83,6 +84,7 @@ def fit(
         keep: saves the middle of the training.
         checkpoints: how that is written and read.
         resume: a checkpoint of the middle of this stage.
+        tell_epoch: told of each epoch.
 
     Returns:
         What was learnt, and the seconds of the consolidation.
@@ -91,7 +93,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, for which Lightning would leave the interpreter.
         SystemExit: when something else asks to leave it.
     """
-    record, end = RecordCurves(), _EndOfFit(keep)
+    record, end = RecordCurves(tell_epoch), _EndOfFit(keep)
     trainer = make_trainer(callbacks=[record, end, method, keep], plugins=[checkpoints])
     handler = signal.getsignal(signal.SIGINT)
     try:

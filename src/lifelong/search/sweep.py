@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +32,6 @@ from lifelong.search.notes import FAILED, FINISHED, Note, Notebook, remove_notes
 from lifelong.search.overview import Overview
 
 if TYPE_CHECKING:
-    from lightning import Trainer
-
     from lifelong.run import Job, Summary
 
 LAMBDA, SEED = "method.ewc_lambda", "seed"
@@ -118,24 +115,12 @@ def tell_epochs(job: "Job", tell: Callable[..., None]) -> "Job":
 
     Args:
         job: about to be run.
-        tell: as ``lifelong.learning.tell.TellEpochs`` takes it.
+        tell: as ``lifelong.learning.epochs.RecordCurves`` takes it.
 
     Returns:
         The changed job.
     """
-    return replace(job, make_trainer=partial(_telling_trainer, job.make_trainer, tell))
-
-
-def _telling_trainer(
-    make_trainer: Callable[..., "Trainer"],
-    tell: Callable[..., None],
-    *,
-    callbacks: list[Any] | None = None,
-    **also: Any,
-) -> "Trainer":
-    from lifelong.learning.tell import TellEpochs
-
-    return make_trainer(callbacks=[*(callbacks or []), TellEpochs(tell)], **also)
+    return replace(job, tell_epoch=tell)
 
 
 class SweepOverview(Callback):

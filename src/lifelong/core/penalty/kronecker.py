@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core.fisher.factors import KroneckerFactors
+from lifelong.core.penalty.kronecker_layers import as_matrix, matched_term, names_of, weight_of
 from lifelong.core.penalty.kronecker_step import KroneckerStep, joined
 from lifelong.core.penalty.kronecker_sum import nearest_product
 from lifelong.core.penalty.kronecker_term import KroneckerTerm
@@ -104,7 +105,8 @@ class KroneckerPenalty(nn.Module):
             ValueError: when a name, shape or value does not fit; nothing is changed then.
         """  # noqa: DOC502 - raised by what is called
         terms = {
-            _weight_of(layer): _matched(params, layer, A, G) for layer, (A, G) in importance.items()
+            weight_of(layer): matched_term(params, layer, A, G)
+            for layer, (A, G) in importance.items()
         }
         shift = self.damping * importance.mean_diagonal()
         rest = {name: f + shift for name, f in importance.diagonal.items()}
@@ -185,7 +187,7 @@ class KroneckerPenalty(nn.Module):
                 pull = one if pull is None else pull.add_(one)
             assert pull is not None
             for name, (part, columns) in zip(
-                _names(key), self._split(key, params, pull), strict=False
+                names_of(key), self._split(key, params, pull), strict=False
             ):
                 if part.requires_grad:
                     gradients[name] = columns * weight
@@ -252,8 +254,8 @@ class KroneckerPenalty(nn.Module):
                 continue
             if len(stepped) < len(parts):
                 raise ValueError(
-                    f"of {_names(key)[0]!r} and its bias only one is trained: that has no proximal "
-                    "step; train or freeze both, or take the explicit step"
+                    f"of {names_of(key)[0]!r} and its bias only one is trained: that has no "
+                    "proximal step; train or freeze both, or take the explicit step"
                 )
             self._step_layer_(key, params, step_sizes, weight)
 
@@ -310,7 +312,7 @@ class KroneckerPenalty(nn.Module):
                     "this proximal step starts where the optimizer came from; "
                     "pass step_sizes(optimizer), or take the explicit step"
                 )
-            start = _as_matrix([step_sizes.before(part) for part in parts])
+            start = as_matrix([step_sizes.before(part) for part in parts])
         if isinstance(s, Tensor):
             assert start is not None
             new = step.with_sizes(weights, start, s, weight)
@@ -332,7 +334,7 @@ class KroneckerPenalty(nn.Module):
             ValueError: when one of them is missing.
         """
         terms = self._terms(key)
-        weight, bias = _names(key)
+        weight, bias = names_of(key)
         gone = [name for name in (weight, bias) if name not in params]
         if terms and weight not in gone:
             columns = terms[0].anchor.shape[1]
@@ -346,7 +348,7 @@ class KroneckerPenalty(nn.Module):
         )
 
     def _matrix(self, key: str, params: Mapping[str, Tensor]) -> Tensor:
-        return _as_matrix(self._parts(key, params))
+        return as_matrix(self._parts(key, params))
 
     def _split(
         self, key: str, params: Mapping[str, Tensor], matrix: Tensor
@@ -376,49 +378,6 @@ class KroneckerPenalty(nn.Module):
         self.layers = nn.ModuleDict({key: nn.ModuleList(terms) for key, terms in found.items()})
         self._steps.clear()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _weight_of(layer: str) -> str:
-    return f"{layer}.weight" if layer else "weight"
-
-
-def _names(key: str) -> tuple[str, str]:
-    weight = key.replace("/", ".")
-    return weight, weight.removesuffix("weight") + "bias"
-
-
-def _as_matrix(parts: list[Tensor]) -> Tensor:
-    flat = [part.reshape(len(part), -1) for part in parts]
-    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
-
-
-def _matched(params: Mapping[str, Tensor], layer: str, A: Tensor, G: Tensor) -> KroneckerTerm:  # noqa: N803
-    """Make a layer's term, once its factors are known to fit its parameters.
-
-    Returns:
-        The term.
-
-    Raises:
-        ValueError: when they do not fit.
-    """
-    weight = _weight_of(layer)
-    bias = weight.removesuffix("weight") + "bias"
-    if weight not in params:
-        raise ValueError(f"importance names {weight!r}, which params lacks")
-    parts = [params[weight].detach()]
-    if len(A) == parts[0][0].numel() + 1 and bias in params:
-        parts.append(params[bias].detach())
-    anchor = _as_matrix(parts).clone()
-    if (len(G), len(A)) != tuple(anchor.shape):
-        raise ValueError(
-            f"the factors of {layer!r} are for a matrix of shape {(len(G), len(A))}; "
-            f"its parameters make one of {tuple(anchor.shape)}"
-        )
-    if not bool(torch.isfinite(A).all() & torch.isfinite(G).all()):
-        raise ValueError(f"the factors of {layer!r} have non-finite entries")
-    # copies, for the term may change its own
-    own = [m.detach().to(anchor.device, anchor.dtype, copy=True) for m in (A, G)]
-    return KroneckerTerm(anchor, own[0], own[1])
 
 
 def _merged(before: list[KroneckerTerm], new: KroneckerTerm) -> KroneckerTerm:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lifelong.errors import LifelongError
 from lifelong.run.keys import flat, is_free, moved
-from lifelong.run.learnt import read_stage
+from lifelong.run.learnt import read_stage, stage_checkpoint
 from lifelong.run.resume.checkpoint import CheckpointError
 from lifelong.run.resume.journal import Entry
 from lifelong.run.resume.keeping import previous, read_progress
@@ -35,20 +35,6 @@ class Position:
     journal: list[Entry] = field(default_factory=list)
     progress: Path | None = None
     before_progress: list[Entry] = field(default_factory=list)
-
-
-def stage_checkpoint(directory: Path, index: int, task: str) -> Path:
-    """Where a run keeps the state after one of its stages.
-
-    Args:
-        directory: the run's.
-        index: the stage's place.
-        task: its name.
-
-    Returns:
-        The path of the checkpoint.
-    """
-    return directory / "checkpoints" / f"stage-{index}-{task}.ckpt"
 
 
 def progress_checkpoint(directory: Path) -> Path:
