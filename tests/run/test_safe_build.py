@@ -37,7 +37,7 @@ def content(model: Any = MODEL, **changes: Any) -> dict[str, Any]:
         "data_dir": "data",
     }
     return {
-        "state_dict": {f"network.{name}": t for name, t in network.state_dict().items()},
+        "network": network.state_dict(),
         "stages": [{"task": "digits", "steps": 1}],
         "untrained": [0.1],
         "journal": [],
