@@ -31,6 +31,8 @@ class Source:
         rule: The module's rule.
         a: What entered the call, examples in front.
         example_dim: The dimension of the output that counts examples.
+        meets_once: Whether the parameter meets each example at one position, as one product of
+            features and output gradient.
     """
 
     index: int
@@ -39,6 +41,7 @@ class Source:
     rule: Rule
     a: Tensor
     example_dim: int
+    meets_once: bool = False
 
     def delta(self, deltas: Sequence[Tensor | None]) -> Tensor | None:
         """Return this call's output gradient, examples in front, in at least float32."""
@@ -63,7 +66,9 @@ def widened(t: Tensor) -> Tensor:
 
 
 class LinearSquares:
-    """A linear layer that meets each example once: `Σ_n (Σ_r δ_rn²)ᵀ a_n²`, one product in all.
+    """A linear layer or convolution that meets each example at one position.
+
+    There `Σ_n Σ_r (δ_rn a_nᵀ)² = Σ_n (Σ_r δ_rn²) (a_n²)ᵀ`, one product in all.
 
     Args:
         weight: The use of the weight, None where only the bias is wanted.
@@ -95,8 +100,10 @@ class LinearSquares:
         if self._bias is not None:
             total[self._names[1]] += self._sum.sum(dim=0)
         if self._weight is not None:
-            a = widened(self._weight.a).reshape(len(self._sum), -1)
-            total[self._names[0]] += self._sum.T @ a.square()
+            a = self._weight.rule.features(self._weight.module, widened(self._weight.a))
+            a = a.reshape(len(self._sum), -1)
+            into = total[self._names[0]]
+            into += (self._sum.T @ a.square()).view_as(into)
 
 
 class TokenSquares:
