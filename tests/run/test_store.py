@@ -23,6 +23,11 @@ def summary(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "summary.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"stages={tmp_path_factory.mktemp('st')}"
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -36,10 +41,10 @@ def summary(directory: Path) -> dict[str, Any]:
     ids=lambda words: words[0],
 )
 def test_shared_and_unshared_runs_agree_bit_for_bit(
-    command: Command, tmp_path: Path, words: list[str]
+    command: Command, tmp_path: Path, own_store: str, words: list[str]
 ) -> None:
     # The first leaves a stage whose importance some of the others can use and some cannot.
-    for name, own in {"first": ["stages=st"], "shared": [*words, "stages=st"]}.items():
+    for name, own in {"first": [own_store], "shared": [*words, own_store]}.items():
         done = command("train", *SMALL, *own, f"hydra.run.dir={name}")
         assert done.code == 0, done.err
     assert f"{FIRST}: taken from the stage store" in done.err
@@ -51,7 +56,7 @@ def test_shared_and_unshared_runs_agree_bit_for_bit(
     assert summary(tmp_path / "alone")["reused"] == {}
     expected = results(tmp_path / "alone")
     assert difference(results(tmp_path / "shared"), expected) is None
-    once_more = command("train", *SMALL, *words, "stages=st", "hydra.run.dir=again")
+    once_more = command("train", *SMALL, *words, own_store, "hydra.run.dir=again")
     assert f"{SECOND}: taken from the stage store" in once_more.err
     assert difference(results(tmp_path / "again"), expected) is None
 
