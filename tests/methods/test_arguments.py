@@ -132,6 +132,13 @@ def test_the_importance_is_estimated_as_the_arguments_say(kind: Any, settings: A
         assert not same(method.penalty.state_dict(), folded(kind, task))
 
 
+@every_kind
+def test_an_estimate_says_how_far_it_is(kind: Any) -> None:
+    said: list[int] = []
+    kind(1.0).estimate(network(), batches(0), progress=lambda done, total: said.append(done))
+    assert said[-1] == 32
+
+
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [

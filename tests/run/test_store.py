@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,27 @@ def test_the_store_keeps_within_its_bound_and_drops_what_was_not_used(tmp_path: 
     # An entry beyond the bound is kept while it is the newest.
     store.keep("fit", "large", {"x": torch.zeros(20_000)})
     assert {path.stem for path in tmp_path.glob("*.fit")} == {"large"}
+
+
+def test_who_comes_second_waits_until_the_first_is_done(tmp_path: Path) -> None:
+    told: list[str] = []
+    store, order = StageStore(tmp_path, 1e9, told.append), []
+
+    def second() -> None:
+        with store.exclusive("key", "a"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with store.exclusive("key", "a"):
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"]
+    assert told == ["another run is learning a; waiting for its result"]
 
 
 def test_of_two_runs_at_once_one_learns_and_the_other_waits(tmp_path: Path) -> None:
