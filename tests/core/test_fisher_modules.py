@@ -82,6 +82,9 @@ RULES = {
     "batch norm": (nn.BatchNorm1d(4), (6, 4)),
     "batch norm 1d": (nn.BatchNorm1d(4), SEQUENCES),
     "batch norm 2d": (nn.BatchNorm2d(4), IMAGES),
+    "batch norm with an eps of its own": (nn.BatchNorm1d(4, eps=0.5), (6, 4)),
+    "layer norm with an eps of its own": (nn.LayerNorm(9, eps=0.5), SEQUENCES),
+    "group norm with an eps of its own": (nn.GroupNorm(2, 4, eps=0.5), IMAGES),
 }
 
 
