@@ -237,6 +237,7 @@ def test_the_first_step_returns_and_logs_the_parts_of_the_objective(kind: Any, s
     fit(module, method, logger=[journal])
     whole = task + 20.0 * omega if step == "explicit" else task
     assert float(module.seen[0]["loss"]) == pytest.approx(whole, rel=1e-9)
+    assert method._diagnose.state_dict()["first"] == pytest.approx(task, rel=1e-9)
     (logged,) = [row for at, row in journal.entries if at == 0 and "train/penalty" in row]
     assert logged["train/task_loss"] == pytest.approx(task, rel=1e-9)
     assert logged["train/penalty"] == pytest.approx(omega, rel=1e-6)

@@ -56,6 +56,7 @@ def test_two_processes_learn_what_one_learns(command: Command, tmp_path: Path) -
     assert events[0] == events[1]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run_with_an_error(tmp_path: Path) -> None:
     words = [*SMALL, "trainer=ddp", "max_epochs=100000", "hydra.run.dir=run"]
     run = subprocess.Popen(
