@@ -197,6 +197,7 @@ class PenaltyMethod(Method):
             trainer: has the optimizers.
             pl_module: the module that is to learn.
         """
+        super().on_train_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
             if self.step == "proximal":
                 self._hooks.append(optimizer.register_step_post_hook(self._proximal_step))
@@ -238,10 +239,10 @@ class PenaltyMethod(Method):
             self._diagnose.end_epoch(pl_module, self._params)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Consolidate the task that was just learnt.
+        """Say what was odd about λ.
 
         Args:
-            trainer: its data give the examples, unless ``batches`` was set.
+            trainer: unused.
             pl_module: the module that learnt.
         """
         if self._diagnose is not None and self.is_held:
@@ -249,8 +250,14 @@ class PenaltyMethod(Method):
             if not isinstance(pl_module, ContinualLearner):  # a run says them by itself
                 for line in self.warnings:
                     rank_zero_warn(line)
-        if not self.consolidates:
-            return
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Consolidate the task that was just learnt.
+
+        Args:
+            trainer: its data give the examples, unless ``batches`` was set.
+            pl_module: with the weights that the fit leaves.
+        """
         network = network_of(pl_module)
         with pass_progress(f"{self.title}: what matters for {_task(pl_module)}") as shown:
             importance = estimate_over_processes(
