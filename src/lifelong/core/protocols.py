@@ -1,6 +1,6 @@
 """What an importance and a penalty have to be able to do: all that the rooms below ask of them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -31,6 +31,17 @@ class Importance(Protocol):
 
         Returns:
             The importance.
+        """
+        ...
+
+    def restricted(self, chosen: Callable[[str], bool]) -> "Importance":
+        """The importance of some parameters alone.
+
+        Args:
+            chosen: says of a parameter's name whether it stays.
+
+        Returns:
+            A new importance.
         """
         ...
 

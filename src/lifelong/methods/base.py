@@ -6,8 +6,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.wrappers import _FabricModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lifelong.learning import ContinualLearner
 from lifelong.learning.guard import NonFiniteLoss
@@ -283,8 +285,16 @@ def network_of(module: nn.Module) -> nn.Module:
         module: the one that learns.
 
     Returns:
-        A ``ContinualLearner``'s network; of others the module itself.
+        A ``ContinualLearner``'s network; of others the module itself, without what ``compile``,
+        Fabric or DDP have wrapped around it, since that renames its parameters.
     """
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, DistributedDataParallel | _FabricModule):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            break
+        module = inner
     return module.network if isinstance(module, ContinualLearner) else module
 
 

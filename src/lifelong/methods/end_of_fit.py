@@ -6,9 +6,9 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.cloud_io import get_filesystem
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lifelong.errors import LifelongError
 
@@ -56,6 +56,9 @@ class EndOfFit:
         consolidate: what to do at the end; numpy's, Python's and torch's random states are put back
             after it.
 
+    Attributes:
+        first_step: the Trainer's step where the training began; None before that.
+
     Raises:
         LifelongError: when the fit's processes end with it, and what is kept in them.
     """
@@ -69,7 +72,7 @@ class EndOfFit:
     ) -> None:
         _refuse_processes_that_end(trainer, owner)
         self._trainer, self._owner, self._consolidate = trainer, owner, consolidate
-        self._first_step: int | None = None
+        self.first_step: int | None = None
         # path → the step, and whether with weights only
         self._written: dict[str, tuple[int, bool, Any]] = {}
         own, self._save = module.on_train_end, trainer.save_checkpoint
@@ -94,12 +97,12 @@ class EndOfFit:
 
     def begin(self) -> None:
         """Note where the training begins, what a checkpoint brings being in place."""
-        self._first_step = int(self._trainer.global_step)
+        self.first_step = int(self._trainer.global_step)
 
     @property
     def took_a_step(self) -> bool:
         """Whether the weights were trained in this fit."""
-        return self._first_step is not None and self._trainer.global_step > self._first_step
+        return self.first_step is not None and self._trainer.global_step > self.first_step
 
     def detach(self) -> None:
         """Leave module and trainer as they were; a second call does nothing."""

@@ -83,7 +83,7 @@ class KroneckerPenalty(ReshapedLayers):
         self.precision = precision
         # a weight's name, with / for . since module names have none → its terms, one a task
         self.layers = nn.ModuleDict()
-        self.rest = QuadraticPenalty()
+        self.rest: QuadraticPenalty = QuadraticPenalty()
         self._steps: dict[str, KroneckerStep] = {}
 
     @property

@@ -33,7 +33,7 @@ class ReshapedDiagonal(nn.Module):
     anchor: nn.Module
     _flat: list[tuple[str, Tensor, Tensor]] | None
 
-    def held(self, params: Mapping[str, Tensor]) -> list[str]:
+    def held(self, params: Mapping[str, Tensor]) -> list[str]:  # noqa: ARG002 - as of factors
         """Which parameters have a price.
 
         Args:
@@ -82,7 +82,7 @@ class ReshapedLayers(nn.Module):
     """The part of ``KroneckerPenalty`` that follows a network whose parameters are not the same."""
 
     layers: nn.ModuleDict
-    rest: ReshapedDiagonal
+    rest: Any  # a ReshapedDiagonal
     _steps: dict[str, Any]
 
     def held(self, params: Mapping[str, Tensor]) -> list[str]:
@@ -132,7 +132,8 @@ class ReshapedLayers(nn.Module):
             parts = [params[weight].detach()]
             if terms[0].anchor.shape[1] > parts[0][0].numel():  # type: ignore[index]
                 parts.append(params[bias].detach())
-            grown = [_grown(term, as_matrix(parts)) for term in terms]  # type: ignore[union-attr]
+            matrix = as_matrix(parts)
+            grown = [_grown(term, matrix) for term in terms]  # type: ignore[attr-defined]
             self.layers[key] = nn.ModuleList(grown)
         self._steps.clear()
 
