@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback
 
 from lifelong.methods.holding import Holding
@@ -30,28 +29,22 @@ class ProtectCallback(TrainerCallback):
         self.anchor, self.ewc_lambda, self.settings = anchor, ewc_lambda, settings
         self.guard: Guard | None = None
 
-    def on_train_begin(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        *,
-        model: nn.Module,
-        optimizer: Any,
-        **others: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Begin to hold.
 
         Args:
             args: unused.
             state: unused.
             control: unused.
-            model: the one that learns.
-            optimizer: as the Trainer prepared it.
-            **others: unused.
+            **others: the ``model`` that learns, and its ``optimizer`` as the Trainer prepared it.
         """
         self.guard = protect(
-            model, optimizer, self.anchor, self.ewc_lambda, step="proximal", **self.settings
+            others["model"],
+            others["optimizer"],
+            self.anchor,
+            self.ewc_lambda,
+            step="proximal",
+            **self.settings,
         )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
