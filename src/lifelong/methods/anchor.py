@@ -3,6 +3,7 @@
 import inspect
 import json
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from lifelong.data.files.tensors import read_tensors, write_tensors
 from lifelong.errors import LifelongError
-from lifelong.version import __version__
 
 Precision = Literal["float32", "bfloat16", "log8"]
 FORMAT = "lifelong anchor 1"
@@ -83,7 +83,7 @@ def write_anchor(path: Path, anchor: Anchor, precision: Precision) -> None:
         "settings": anchor.settings,
         "remembered": anchor.remembered,
         "likelihood": anchor.likelihood,
-        "versions": {"lifelong": __version__, "torch": str(torch.__version__)},
+        "versions": {"lifelong": version("lifelong-lightning"), "torch": str(torch.__version__)},
     }
     texts = {name: json.dumps(value, ensure_ascii=False) for name, value in about.items()}
     write_tensors(path, tensors, {"format": FORMAT, **texts})
