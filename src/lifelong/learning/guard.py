@@ -33,7 +33,8 @@ class NonFiniteLoss:
             module: the one that learns.
             outputs: holds the loss.
         """
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        # A step that returned nothing left its batch out.
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is None:
             return
         broken = ~torch.isfinite(loss.detach())
