@@ -1,6 +1,7 @@
 """Elastic Weight Consolidation (Kirkpatrick et al. 2017)."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -9,6 +10,7 @@ from lifelong.core import QuadraticPenalty, fisher_diagonal
 from lifelong.core.protocols import Importance
 from lifelong.learning.progress import Progress
 from lifelong.methods.penalty_method import PenaltyMethod, Step, given
+from lifelong.methods.selection import Patterns
 
 Labels = Literal["exact", "sampled", "empirical"]
 
@@ -47,6 +49,14 @@ class EWC(PenaltyMethod):
             augments. ``module(x)`` must return logits over the last dimension.
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched: figures in the log, warnings at the end of a fit.
+        anchor: a file that ``save`` wrote, read before the first step of a fit.
+        modules: which parameters are protected: names with ``*``, of parameters or of modules; by
+            default all.
+        ignore: which are not: a head that was replaced.
+        include_frozen: whether parameters that are frozen while a task is consolidated are
+            protected, too, for the day when they are trained.
+        freeze_norm: whether batch norms keep, once something is consolidated, the running
+            statistics that they have then; by default they do. No λ holds what is no parameter.
 
     Raises:
         ValueError: when λ is negative or not finite, or another argument does not fit.
@@ -74,6 +84,11 @@ class EWC(PenaltyMethod):
         batches: Iterable[Any] | None = None,
         consolidates: bool = True,
         diagnostics: bool = True,
+        anchor: str | Path | None = None,
+        modules: Patterns = None,
+        ignore: Patterns = None,
+        include_frozen: bool = False,
+        freeze_norm: bool | None = None,
     ) -> None:
         super().__init__(
             QuadraticPenalty(damping),
@@ -83,6 +98,11 @@ class EWC(PenaltyMethod):
             batches=batches,
             consolidates=consolidates,
             diagnostics=diagnostics,
+            anchor=anchor,
+            modules=modules,
+            ignore=ignore,
+            include_frozen=include_frozen,
+            freeze_norm=freeze_norm,
         )
         self.labels: Labels = labels
         self.samples = samples
@@ -101,5 +121,7 @@ class EWC(PenaltyMethod):
         Returns:
             F, a mean over examples.
         """
-        settings = given(samples=self.samples, threshold=self.threshold)
+        settings = given(
+            samples=self.samples, threshold=self.threshold, include_frozen=self.include_frozen
+        )
         return fisher_diagonal(network, batches, labels=self.labels, progress=progress, **settings)

@@ -1,6 +1,7 @@
 """Kronecker-factored EWC (Ritter, Botev and Barber 2018): correlations within a layer count too."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -10,6 +11,7 @@ from lifelong.core.protocols import Importance
 from lifelong.learning.progress import Progress
 from lifelong.methods.ewc import Labels
 from lifelong.methods.penalty_method import PenaltyMethod, Step, given
+from lifelong.methods.selection import Patterns
 
 
 class KroneckerEWC(PenaltyMethod):
@@ -28,6 +30,14 @@ class KroneckerEWC(PenaltyMethod):
         batches: what to estimate on; by default the training loader of the fit that ends.
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched.
+        anchor: a file that ``save`` wrote, read before the first step of a fit.
+        modules: which parameters are protected: names with ``*``, of parameters or of modules; by
+            default all.
+        ignore: which are not: a head that was replaced.
+        include_frozen: whether parameters that are frozen while a task is consolidated are
+            protected, too, for the day when they are trained.
+        freeze_norm: whether batch norms keep, once something is consolidated, the running
+            statistics that they have then; by default they do. No λ holds what is no parameter.
 
     Raises:
         ValueError: when an argument does not fit.
@@ -58,6 +68,11 @@ class KroneckerEWC(PenaltyMethod):
         batches: Iterable[Any] | None = None,
         consolidates: bool = True,
         diagnostics: bool = True,
+        anchor: str | Path | None = None,
+        modules: Patterns = None,
+        ignore: Patterns = None,
+        include_frozen: bool = False,
+        freeze_norm: bool | None = None,
     ) -> None:
         super().__init__(
             KroneckerPenalty(damping, merge, precision),
@@ -67,6 +82,11 @@ class KroneckerEWC(PenaltyMethod):
             batches=batches,
             consolidates=consolidates,
             diagnostics=diagnostics,
+            anchor=anchor,
+            modules=modules,
+            ignore=ignore,
+            include_frozen=include_frozen,
+            freeze_norm=freeze_norm,
         )
         self.labels: Labels = labels
         self.samples = samples
@@ -85,7 +105,9 @@ class KroneckerEWC(PenaltyMethod):
         Returns:
             A and G of each layer, means over examples.
         """
-        settings = given(samples=self.samples, threshold=self.threshold)
+        settings = given(
+            samples=self.samples, threshold=self.threshold, include_frozen=self.include_frozen
+        )
         return kronecker_factors(
             network, batches, labels=self.labels, progress=progress, **settings
         )
