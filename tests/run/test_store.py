@@ -111,7 +111,7 @@ def test_who_comes_second_waits_until_the_first_is_done(tmp_path: Path) -> None:
 
 
 def test_of_two_runs_at_once_one_learns_and_the_other_waits(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "lifelong.train", "benchmark=embedded_digits", "max_epochs=60"]
+    words = [sys.executable, "-m", "lifelong.train", "benchmark=embedded_digits", "max_epochs=20"]
     words += ["stages=st", "logger=none", "model.hidden=[64]"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     both = [
