@@ -33,7 +33,7 @@ class NonFiniteLoss:
             module: the one that learns.
             outputs: holds the loss.
         """
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is None:
             return
         broken = ~torch.isfinite(loss.detach())
