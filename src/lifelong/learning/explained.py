@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,10 +95,14 @@ def explain(loss: Tensor, calls: Sequence[LossCall], labels: str, again: Again) 
 def _used(loss: Tensor, calls: Sequence[LossCall]) -> tuple[list[LossCall], list[Tensor]]:
     if not calls:
         return [], []
-    edges = [call.result for call in calls]
-    found = torch.autograd.grad(loss.sum(), edges, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
+    found = _gradients(loss.sum(), [call.result for call in calls])
     pairs = [(c, w) for c, w in zip(calls, found, strict=True) if w is not None and w.any()]
     return [c for c, _ in pairs], [w for _, w in pairs]
+
+
+def _gradients(of: Any, at: Any, weights: Any = None) -> Sequence[Tensor | None]:
+    # outputs and places may be edges of the graph
+    return torch.autograd.grad(of, at, weights, retain_graph=True, allow_unused=True)
 
 
 def _refuse_unknown(call: LossCall, labels: str) -> None:
@@ -150,16 +155,8 @@ def _refuse_other_paths(
 ) -> None:
     outputs = [call.edge for call in used]
     results = [call.result for call in used]
-    whole = torch.autograd.grad(loss.sum(), outputs, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
-    through = torch.autograd.grad(
-        results,  # type: ignore[arg-type]
-        outputs,  # type: ignore[arg-type]
-        list(weights),
-        retain_graph=True,
-        allow_unused=True,
-    )
-    a: Tensor | None
-    b: Tensor | None
+    whole = _gradients(loss.sum(), outputs)
+    through = _gradients(results, outputs, list(weights))
     for call, a, b in zip(used, whole, through, strict=True):
         if a is None or b is None:
             continue

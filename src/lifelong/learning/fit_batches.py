@@ -96,6 +96,25 @@ def most_batches(trainer: Trainer) -> int | None:
     return None if found == float("inf") else int(found)
 
 
+def refuse_used_up(trainer: Trainer) -> None:
+    """Refuse training data that are gone when the fit has read them, before it begins.
+
+    Args:
+        trainer: about to train.
+
+    Raises:
+        LifelongError: when the loader is an iterator.
+    """
+    combined = trainer.fit_loop._combined_loader
+    for loader in combined.flattened if combined is not None else ():
+        if isinstance(loader, Iterator):
+            raise LifelongError(
+                f"the training data are a {type(loader).__name__}, which is used up when the fit "
+                "ends; wanted something to go through once more: pass a DataLoader or a list, or "
+                "batches=[...] for what matters"
+            )
+
+
 def refuse_endless(trainer: Trainer) -> None:
     """Refuse a fit whose data may never end, before it begins.
 
@@ -127,8 +146,16 @@ def as_step_sees(module: LightningModule, batches: Iterable[Any]) -> Iterator[An
         What ``training_step`` is given.
     """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    trainer = module._trainer
+    # a Trainer that has fitted nothing yet does not know whose hooks they are
+    knows = trainer is not None and trainer._data_connector._datahook_selector is not None
     for batch in batches:
-        if module._trainer is not None:
-            batch = module._trainer.precision_plugin.convert_input(batch)
-        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-        yield module._apply_batch_transfer_handler(batch, device=device, dataloader_idx=0)
+        if trainer is not None:
+            batch = trainer.precision_plugin.convert_input(batch)
+        if knows:
+            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+            yield module._apply_batch_transfer_handler(batch, device=device, dataloader_idx=0)
+        else:
+            batch = module.on_before_batch_transfer(batch, 0)
+            batch = module.transfer_batch_to_device(batch, device, 0)
+            yield module.on_after_batch_transfer(batch, 0)

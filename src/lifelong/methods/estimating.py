@@ -18,7 +18,7 @@ from lifelong.core.fisher.traceless import device_of, traceless
 from lifelong.core.protocols import Importance, Penalty
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
-from lifelong.learning.fit_batches import FitBatches, as_step_sees, refuse_endless
+from lifelong.learning.fit_batches import FitBatches, as_step_sees, refuse_endless, refuse_used_up
 from lifelong.learning.progress import Progress
 from lifelong.learning.quiet import QuietStep, has_step, kept_tensors
 from lifelong.learning.seen import Seen, see, watched
@@ -143,15 +143,18 @@ class EstimatingMethod(PenaltyMethod):
         self._known = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse data that never end.
+        """Refuse data that never end, or that cannot be gone through once more.
 
         Args:
             trainer: has the data.
             pl_module: the module that is to learn.
         """
         super().on_train_start(trainer, pl_module)
-        if self.consolidates and self.samples is None and self.batches is None:
-            refuse_endless(trainer)
+        own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
+        if self.consolidates and self.batches is None and not callable(own):
+            refuse_used_up(trainer)
+            if self.samples is None:
+                refuse_endless(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
