@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lifelong.core import parameters_by_name
 from lifelong.core.penalty.term import PenaltyTerm
 from lifelong.core.protocols import Penalty
 from lifelong.errors import LifelongError
@@ -98,7 +99,7 @@ class Holding(Method):
         """  # noqa: DOC502
         if self.anchor is not None and self.penalty.is_empty:
             self._take(read_anchor(Path(self.anchor)), str(self.anchor))
-        params = dict(network.named_parameters())
+        params = parameters_by_name(network)
         self.penalty.to(device_of(network))
         self.remembered.follow(self.penalty, params, self.chosen)
         return params
@@ -243,7 +244,7 @@ class Holding(Method):
                 "is left as it was, since the task would count twice"
             )
             return True
-        self.penalty.let_go(self.penalty.held(dict(network_of(pl_module).named_parameters())))
+        self.penalty.let_go(self.penalty.held(parameters_by_name(network_of(pl_module))))
         self.remembered = Remembered()
         return False
 
