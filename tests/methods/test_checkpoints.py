@@ -178,7 +178,8 @@ def test_consolidating_leaves_every_random_state_as_it_was() -> None:
     drawing = torch.utils.data.DataLoader(Drawing(), batch_size=12, shuffle=True)
     trainer(ewc).fit(Watched(), drawing)
     after = states()
-    assert before[:2] == after[:2] and torch.equal(before[2], after[2])
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
     assert not ewc.penalty.is_empty
 
 
