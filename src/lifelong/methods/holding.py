@@ -142,7 +142,7 @@ class Holding(Method):
             ewc_lambda=self.ewc_lambda,
             settings=settings_of(self),
             remembered=self.remembered.state(),
-            likelihood=str(getattr(self, "likelihood", None) or "categorical"),
+            likelihood=_name_of(getattr(self, "likelihood", None)),
         )
         write_anchor(Path(file), content, precision)
 
@@ -198,20 +198,6 @@ class Holding(Method):
             self._norms = FrozenNorms(network)
         if self.ewc_lambda > 0 and not isinstance(pl_module, ContinualLearner):
             self._say_what_is_odd(trainer, pl_module, params)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Keep the running statistics, whatever has put the module into training mode.
-
-        Args:
-            trainer: unused.
-            pl_module: unused.
-            batch: unused.
-            batch_idx: unused.
-        """
-        if self._norms is not None:
-            self._norms.freeze()
 
     def counts_twice(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether folding this fit in would count a task a second time.
@@ -312,3 +298,9 @@ class Holding(Method):
                     f"back. For another network take a new {name}; for other weights of this one "
                     "call consolidate(module, batches) of a new one first"
                 )
+
+
+def _name_of(likelihood: Any) -> str:
+    if likelihood is None or isinstance(likelihood, str):
+        return likelihood or "categorical"
+    return str(getattr(likelihood, "__name__", type(likelihood).__name__))
