@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import Trainer
 
 from lifelong.methods import EWC
@@ -61,6 +62,17 @@ def test_a_recalled_run_tells_and_logs_what_the_learnt_one_did(
     assert recalled.warnings == learnt.warnings
     assert recalled.untrained_accuracy == learnt.untrained_accuracy
     assert recalled.accuracy == learnt.accuracy
+
+
+def test_sampled_labels_are_drawn_again_as_they_were(store: StageStore, tmp_path: Path) -> None:
+    settings = {"ewc_lambda": 50.0, "labels": "sampled"}
+    learn_sequence(job("EWC", tmp_path / "first", settings, store=store))
+    for path in store.folder.glob("*.state"):
+        path.unlink()
+    learn_sequence(job("EWC", tmp_path / "again", settings, store=store))
+    learnt, estimated = (left(tmp_path / name)["method"]["penalty"] for name in ("first", "again"))
+    assert learnt.keys() == estimated.keys()
+    assert all(torch.equal(learnt[name], estimated[name]) for name in learnt)
 
 
 def test_a_plain_first_stage_is_shared_by_methods_and_no_later_one(
