@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lifelong.config.check import check
 from lifelong.config.compose import CONF, compose_run
@@ -173,19 +173,6 @@ def test_auto_is_resolved_before_anything_sees_it(
     late = [*words, "trainer.precision=16-mixed", "trainer.gradient_clip_val=1"]
     with pytest.raises(LifelongError, match=r"optimizer\.fused=false"):
         build_job(compose_run(late))
-
-
-def test_every_file_of_the_configuration_composes() -> None:
-    options = [
-        (path.parent.name, path.stem)
-        for path in CONF.glob("*/*.yaml")
-        if path.parent.name not in ("base", "hydra")
-    ]
-    assert len(options) > 20
-    for group, option in options:
-        config = composed(f"{group}={option}")
-        assert OmegaConf.to_container(config, resolve=True)
-        check(config)
 
 
 def test_what_is_free_is_taken_from_the_command_that_resumes(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from lifelong.version import __version__
 
 if TYPE_CHECKING:
     from lifelong.methods import EWC
+    from lifelong.methods.protect import protect
 
-__all__ = ["EWC", "__version__"]
+__all__ = ["EWC", "__version__", "protect"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from lifelong.methods import EWC
 
         return EWC
+    if name == "protect":
+        from lifelong.methods.protect import protect
+
+        return protect
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

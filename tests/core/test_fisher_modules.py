@@ -69,6 +69,10 @@ RULES = {
     "conv2d": (nn.Conv2d(4, 3, 3), IMAGES),
     "conv2d, stride, padding": (nn.Conv2d(4, 3, (3, 2), stride=(2, 3), padding=(2, 1)), IMAGES),
     "conv2d, dilation": (nn.Conv2d(4, 3, 3, dilation=(1, 2), bias=False), IMAGES),
+    "conv2d, one position": (nn.Conv2d(4, 3, (7, 6)), IMAGES),
+    "conv2d, one position, padding": (nn.Conv2d(4, 3, 5, stride=9, padding=1), (6, 4, 3, 3)),
+    "conv2d, one position, groups": (nn.Conv2d(4, 8, (7, 6), groups=4), IMAGES),
+    "conv1d, one position": (nn.Conv1d(4, 6, 9, bias=False), SEQUENCES),
     "conv2d, groups": (nn.Conv2d(4, 8, 3, groups=4), IMAGES),
     "conv2d, reflect": (nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"), IMAGES),
     "conv2d, same": (nn.Conv2d(4, 3, (2, 3), padding="same"), IMAGES),
@@ -78,6 +82,9 @@ RULES = {
     "batch norm": (nn.BatchNorm1d(4), (6, 4)),
     "batch norm 1d": (nn.BatchNorm1d(4), SEQUENCES),
     "batch norm 2d": (nn.BatchNorm2d(4), IMAGES),
+    "batch norm with an eps of its own": (nn.BatchNorm1d(4, eps=0.5), (6, 4)),
+    "layer norm with an eps of its own": (nn.LayerNorm(9, eps=0.5), SEQUENCES),
+    "group norm with an eps of its own": (nn.GroupNorm(2, 4, eps=0.5), IMAGES),
 }
 
 
@@ -383,42 +390,3 @@ def test_an_unusual_use_is_slower_and_never_wrong(name: str, looped_fisher: Orac
     network, x = build(), torch.randn(shape)
     network(x)
     check(network, x, looped_fisher, fused=False)
-
-
-class Weighted(nn.Module):
-    """A linear layer whose weight comes out of another layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.source, self.inside, self.head = nn.Linear(2, 16), nn.Linear(4, 4), nn.Linear(4, 5)
-        del self.inside.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.inside.weight = self.source(x.new_ones(2)).view(4, 4)
-        return self.head(self.inside(x).tanh())
-
-
-def test_a_weight_that_is_computed_passes_its_gradient_on(looped_fisher: Oracle) -> None:
-    network, x = Weighted(), torch.randn(6, 4)
-    wanted = looped_fisher(network, x)
-    for threshold in (0, 1e-13):
-        came = fisher_diagonal(network, [(x, None)], threshold=threshold)
-        for name, expected in wanted.items():
-            torch.testing.assert_close(came[name], expected, rtol=1e-9, atol=1e-14, msg=name)
-
-
-class Pair(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.head(a * b)
-
-
-def test_an_example_may_be_a_tuple_or_a_dict_of_tensors() -> None:
-    network, a, b = Pair(), torch.randn(6, 4), torch.randn(6, 4)
-    wanted = fisher_diagonal(network.head, [(a * b, None)])
-    for x in ((a, b), {"b": b, "a": a}):
-        came = fisher_diagonal(network, [(x, None)])
-        torch.testing.assert_close(came["head.weight"], wanted["weight"], rtol=1e-12, atol=0)

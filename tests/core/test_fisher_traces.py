@@ -9,15 +9,19 @@ from lifelong.core.fisher.diagonal import fisher_diagonal
 
 
 class Rude(nn.Module):
-    """Changes a buffer and draws random numbers in every forward pass."""
+    """Changes a buffer, a gradient and the random numbers in every forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.others: list[Tensor] = []
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         torch.rand(3)
+        with torch.enable_grad():
+            for other in self.others:
+                other.sum().backward()
         return x
 
 
@@ -35,6 +39,7 @@ def network() -> nn.Sequential:
     built.train()
     built[1].eval()  # a mixture that one call of train() would not bring back
     built[7].requires_grad_(False)
+    built[3].others = [built[6].weight]
     built(torch.randn(5, 1, 6, 6)).sum().backward()
     return built
 

@@ -71,6 +71,28 @@ def test_a_damaged_entry_is_told_of_and_made_anew(
     assert announced[0].endswith("from the cache)")
 
 
+class Payload:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return (open, (str(self.path), "w"))
+
+
+def test_an_entry_that_would_run_code_is_not_unpickled(
+    mnist_dir: Path, announced: list[str], tmp_path: Path
+) -> None:
+    load_anew(mnist_dir, announced)
+    entry = entry_of(mnist_dir / ".lifelong-cache")
+    torch.save({"train_images": Payload(tmp_path / "canary")}, entry)
+    announced.clear()
+    load_anew(mnist_dir, announced)
+    assert announced[0] == f"{entry} is damaged and is not used"
+    assert not (tmp_path / "canary").exists()
+
+
 def test_a_read_only_data_folder_is_left_alone(
     mnist_dir: Path, announced: list[str], user_cache: Path
 ) -> None:

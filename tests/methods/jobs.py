@@ -161,7 +161,7 @@ def job(
         directory=directory,
         config={
             "model": {"norm": norm},
-            "method": {"name": name, **settings},
+            "method": {"_target_": f"lifelong.methods.{name}", "name": name, **settings},
             "benchmark": {"name": "points", "tasks": {task: {"of": task} for task in TASKS}},
         },
         store=store or NoStore(),

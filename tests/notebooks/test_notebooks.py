@@ -16,6 +16,9 @@ nbformat = pytest.importorskip(
 pytest.importorskip("nbclient", reason="needs pip install 'lifelong-lightning[notebooks]'")
 pytest.importorskip("ipykernel", reason="needs pip install 'lifelong-lightning[notebooks]'")
 
+# Each runs a notebook, or is of interest only together with its run.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
 NAMES = ("fisher_is_curvature", "mnist_then_usps", "choosing_lambda")
@@ -205,6 +208,5 @@ def test_a_notebook_runs_and_shows_what_it_says(name: str) -> None:
     run(name, LIFELONG_NOTEBOOK_SEEDS="1")
 
 
-@pytest.mark.slow
 def test_the_sweep_over_three_seeds_shows_what_it_says() -> None:
     run("choosing_lambda")

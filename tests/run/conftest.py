@@ -27,6 +27,12 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The word for a store that tests share whose runs only have to be there."""
+    return f"stages={tmp_path_factory.mktemp('stages')}"
+
+
 @pytest.fixture
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

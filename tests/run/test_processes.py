@@ -56,6 +56,7 @@ def test_two_processes_learn_what_one_learns(command: Command, tmp_path: Path) -
     assert events[0] == events[1]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run_with_an_error(tmp_path: Path) -> None:
     words = [*SMALL, "trainer=ddp", "max_epochs=100000", "hydra.run.dir=run"]
     run = subprocess.Popen(
@@ -80,10 +81,10 @@ def test_a_process_that_is_killed_ends_the_run_with_an_error(tmp_path: Path) -> 
 
 def test_the_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom lifelong import processes\n"
+        "import sys\nfrom lifelong.config import processes\n"
         "processes.RANK = (sys.executable, '-c', "
-        "'import os, time; from lifelong import rank; rank._first_line(); "
-        "import threading; threading.Thread(target=rank._end_with_the_parent).start(); "
+        "'import os, time; from lifelong.cli import worker; worker._first_line(); "
+        "import threading; threading.Thread(target=worker._end_with_the_parent).start(); "
         "print(os.getpid(), flush=True); time.sleep(60)')\n"
         "from omegaconf import OmegaConf\n"
         "processes.run_processes(OmegaConf.create({'trainer': {'devices': 1}}))\n"

@@ -37,7 +37,8 @@ def content(model: Any = MODEL, **changes: Any) -> dict[str, Any]:
         "data_dir": "data",
     }
     return {
-        "state_dict": {f"network.{name}": t for name, t in network.state_dict().items()},
+        "network": network.state_dict(),
+        "method": {},
         "stages": [{"task": "digits", "steps": 1}],
         "untrained": [0.1],
         "journal": [],
@@ -182,8 +183,8 @@ def without(made: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def with_tensor(tensor: torch.Tensor) -> dict[str, Any]:
     made = content()
-    name = next(iter(made["state_dict"]))
-    made["state_dict"][name] = tensor
+    name = next(iter(made["network"]))
+    made["network"][name] = tensor
     return made
 
 
@@ -198,7 +199,7 @@ DAMAGED: dict[str, Callable[[], dict[str, Any]]] = {
     **{
         "no " + ".".join(keys): lambda keys=keys: without(content(), *keys)
         for keys in (
-            ("state_dict",),
+            ("network",),
             ("stages",),
             ("about",),
             ("about", "config"),
@@ -211,13 +212,14 @@ DAMAGED: dict[str, Callable[[], dict[str, Any]]] = {
     },
     **{
         f"{part} is {value!r}": lambda part=part, value=value: content(**{part: value})
-        for part in ("state_dict", "stages", "about")
+        for part in ("network", "stages", "about")
         for value in (None, 5, "text", [], {}, [1], {"x": 1})
     },
+    **{f"method is {value!r}": lambda v=value: content(method=v) for value in (None, 5, [1])},
     "stages without task": lambda: content(stages=[{"steps": 1}]),
     "other shapes": lambda: content(MODEL | {"hidden": [9]}),
     "other arguments": lambda: content(MODEL | {"depth": 9}),
-    "no image": lambda: content({"_target_": "torch.nn.Identity"}, state_dict={}),
+    "no image": lambda: content({"_target_": "torch.nn.Identity"}, network={}),
     "nan": lambda: with_tensor(torch.full((8, 784), float("nan"))),
     "expanded": lambda: with_tensor(torch.zeros(1).expand(8, 784)),
 }
@@ -259,13 +261,12 @@ def mine(hidden: list[int]) -> nn.Module:
 
 def test_a_stage_is_read_in_parts(tmp_path: Path) -> None:
     made = content()
-    made["state_dict"]["penalty.constant"] = torch.tensor(3.0)
+    made["method"]["penalty.constant"] = torch.tensor(3.0)
     stage(tmp_path / "stage-0-digits.ckpt", made)
     stage(tmp_path / "stage-x-digits.ckpt", made)
     read = read_stage(tmp_path)
     assert (read.path.name, read.tasks) == ("stage-0-digits.ckpt", ["digits"])
     assert set(read.network) == set(Perceptron(784, [8], 10).state_dict())
     assert set(read.method) == {"penalty.constant"}
-    assert set(read.learner) == set(made["state_dict"])
     assert read.config == made["about"]["config"]
     assert json.dumps(load_checkpoint(read.path, "stage")["about"]) == json.dumps(made["about"])

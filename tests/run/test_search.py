@@ -68,6 +68,7 @@ def test_a_search_finds_prunes_and_writes_down(command: Command, tmp_path: Path)
     assert without_paths(found(tmp_path / "two")) == without_paths(content)
 
 
+@pytest.mark.slow
 def test_the_test_sets_play_no_part(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ def test_the_test_sets_play_no_part(
     assert figures[: len(finished)] != figures[len(finished) :]
 
 
+@pytest.mark.slow
 def test_most_new_finds_a_lambda_that_keeps_its_bound(command: Command, tmp_path: Path) -> None:
     words = ("choice.rule=most_new", "choice.at_most_lost=5", "hydra.run.dir=run")
     done = command("train", *SEARCH, *words, "search.pruner._target_=optuna.pruners.NopPruner",
@@ -111,6 +113,7 @@ def test_most_new_finds_a_lambda_that_keeps_its_bound(command: Command, tmp_path
         assert trial["score"] == pytest.approx(trial["found"]["new"] if lost <= 5 else 5 - lost)
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_noted_and_the_search_goes_on(
     command: Command, tmp_path: Path
 ) -> None:
@@ -150,6 +153,7 @@ def test_a_search_that_cannot_begin_ends_at_once(
     assert not (tmp_path / "run/search.json").exists()
 
 
+@pytest.mark.slow
 def test_with_m_there_is_a_search_for_each_value(command: Command, tmp_path: Path) -> None:
     words = ("search.trials=2", "method=ewc,finetune", "hydra.sweep.dir=sweep")
     done = command("train", "-m", *SEARCH[:-1], *words)

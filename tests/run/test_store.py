@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ def summary(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "summary.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"stages={tmp_path_factory.mktemp('st')}"
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -36,10 +42,10 @@ def summary(directory: Path) -> dict[str, Any]:
     ids=lambda words: words[0],
 )
 def test_shared_and_unshared_runs_agree_bit_for_bit(
-    command: Command, tmp_path: Path, words: list[str]
+    command: Command, tmp_path: Path, own_store: str, words: list[str]
 ) -> None:
     # The first leaves a stage whose importance some of the others can use and some cannot.
-    for name, own in {"first": ["stages=st"], "shared": [*words, "stages=st"]}.items():
+    for name, own in {"first": [own_store], "shared": [*words, own_store]}.items():
         done = command("train", *SMALL, *own, f"hydra.run.dir={name}")
         assert done.code == 0, done.err
     assert f"{FIRST}: taken from the stage store" in done.err
@@ -51,7 +57,7 @@ def test_shared_and_unshared_runs_agree_bit_for_bit(
     assert summary(tmp_path / "alone")["reused"] == {}
     expected = results(tmp_path / "alone")
     assert difference(results(tmp_path / "shared"), expected) is None
-    once_more = command("train", *SMALL, *words, "stages=st", "hydra.run.dir=again")
+    once_more = command("train", *SMALL, *words, own_store, "hydra.run.dir=again")
     assert f"{SECOND}: taken from the stage store" in once_more.err
     assert difference(results(tmp_path / "again"), expected) is None
 
@@ -81,6 +87,27 @@ def test_the_store_keeps_within_its_bound_and_drops_what_was_not_used(tmp_path: 
     # An entry beyond the bound is kept while it is the newest.
     store.keep("fit", "large", {"x": torch.zeros(20_000)})
     assert {path.stem for path in tmp_path.glob("*.fit")} == {"large"}
+
+
+def test_who_comes_second_waits_until_the_first_is_done(tmp_path: Path) -> None:
+    told: list[str] = []
+    store, order = StageStore(tmp_path, 1e9, told.append), []
+
+    def second() -> None:
+        with store.exclusive("key", "a"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with store.exclusive("key", "a"):
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"]
+    assert told == ["another run is learning a; waiting for its result"]
 
 
 def test_of_two_runs_at_once_one_learns_and_the_other_waits(tmp_path: Path) -> None:

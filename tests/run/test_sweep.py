@@ -126,6 +126,7 @@ def test_a_defect_in_one_run_shows_its_trace_and_the_others_go_on(
     assert list(summaries(tmp_path / "sweep")) == ["seed=1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["parallel", "slurm_local"])
 def test_a_launcher_gives_the_same_runs_and_loses_no_failure(
     tmp_path: Path, command: Command, launcher: str
@@ -170,6 +171,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"], ["hydra/launcher=slurm_local"]],
@@ -237,6 +239,7 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_cure(command: Comman
     assert "pip install 'lifelong-lightning[launchers]'" in error
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_shows_what_is_finished(tmp_path: Path) -> None:
     words = ["method.ewc_lambda=0,1e2,1e4", "max_epochs=30", "hydra.sweep.dir=sweep"]
     others = [word for word in QUIET if "max_epochs" not in word]

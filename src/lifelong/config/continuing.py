@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lifelong.config.check import check
 from lifelong.config.compose import CONF
 from lifelong.config.named import named_in, refuse_foreign, short, typed_directories
+from lifelong.data.files.whole import whole_file
 from lifelong.errors import LifelongError
 from lifelong.run.keys import is_free
 
@@ -36,15 +37,13 @@ def note_run(config: DictConfig, overrides: Sequence[str]) -> None:
     path = _note(config.output_dir)
     if config.resume and path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     note = {
         "config": OmegaConf.to_container(config, resolve=True),
         "overrides": list(overrides),
         "config_dirs": [str(directory) for directory in typed_directories()],
     }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def continues_alone(overrides: Sequence[str]) -> bool:

@@ -4,7 +4,9 @@ Each process is ``python -m lifelong.cli.worker`` with the composed configuratio
 input, and with the variables that ``torchrun`` sets, so that Lightning takes it for one that was
 started elsewhere. Lightning would rather run the command line again by itself; under Hydra that
 composes another configuration (another time in the folder's name, every job of a sweep again), and
-nobody watches when process 0 is the one that dies. Imports nothing heavy.
+nobody watches when process 0 is the one that dies. `start_processes` of torch.distributed.elastic
+leaves its processes running when the one that started them is killed (seen with torch 2.15).
+Imports nothing heavy.
 """
 
 import contextlib

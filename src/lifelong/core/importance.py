@@ -1,6 +1,6 @@
 """The diagonal importance, and importances as plain tensors for files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -38,6 +38,17 @@ class DiagonalImportance(dict[str, Tensor]):
             The importance.
         """
         return cls(tensors)
+
+    def restricted(self, chosen: Callable[[str], bool]) -> "DiagonalImportance":
+        """The importance of some parameters alone.
+
+        Args:
+            chosen: says of a parameter's name whether it stays.
+
+        Returns:
+            A new importance.
+        """
+        return DiagonalImportance({name: f for name, f in self.items() if chosen(name)})
 
     def traces(self) -> dict[str, float]:
         """What each parameter holds of the trace.

@@ -1,6 +1,6 @@
 """What an importance and a penalty have to be able to do: all that the rooms below ask of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -31,6 +31,17 @@ class Importance(Protocol):
 
         Returns:
             The importance.
+        """
+        ...
+
+    def restricted(self, chosen: Callable[[str], bool]) -> "Importance":
+        """The importance of some parameters alone.
+
+        Args:
+            chosen: says of a parameter's name whether it stays.
+
+        Returns:
+            A new importance.
         """
         ...
 
@@ -144,6 +155,34 @@ class Penalty(Protocol):
             params: parameter name → θ.
             step_sizes: parameter → s, the optimizer's step size.
             weight: λ.
+        """
+        ...
+
+    def held(self, params: Mapping[str, Tensor]) -> list[str]:
+        """Which parameters have a price.
+
+        Args:
+            params: parameter name → θ.
+
+        Returns:
+            The names of the consolidated ones.
+        """
+        ...
+
+    def let_go(self, names: Collection[str]) -> None:
+        """Hold some parameters no longer.
+
+        Args:
+            names: of parameters.
+        """
+        ...
+
+    def grow(self, params: Mapping[str, Tensor], names: Collection[str]) -> None:
+        """Follow parameters that got more rows: the old rows keep their price, the new are free.
+
+        Args:
+            params: parameter name → θ as it is now.
+            names: of the consolidated parameters that are longer than their anchors.
         """
         ...
 

@@ -66,6 +66,58 @@ def estimate_over_processes(
     return _added_up(own, trainer).mean()
 
 
+class Counted:
+    """An estimator that notes on how many examples it estimated.
+
+    Args:
+        estimator: of ``(network, batches, progress=...)``; it calls progress with the number of
+            examples that it has used.
+
+    Attributes:
+        examples: of this process, in the latest call; 0 where it did not say.
+    """
+
+    def __init__(self, estimator: Callable[..., Importance]) -> None:
+        self._estimator = estimator
+        self.examples = 0
+
+    def __call__(
+        self, network: nn.Module, batches: Iterable[Any], *, progress: Progress | None = None
+    ) -> Importance:
+        """Estimate, and count.
+
+        Args:
+            network: as the estimator wants it.
+            batches: of examples.
+            progress: shown how far it is.
+
+        Returns:
+            What the estimator returns.
+        """
+
+        def count_and_show(done: int, total: int | None) -> None:
+            self.examples = done
+            if progress is not None:
+                progress(done, total)
+
+        return self._estimator(network, batches, progress=count_and_show)
+
+    def over_processes(self, trainer: Trainer) -> int:
+        """How many it were in all processes.
+
+        Args:
+            trainer: knows the processes.
+
+        Returns:
+            The sum.
+        """
+        if trainer.world_size == 1:
+            return self.examples
+        total = torch.tensor([self.examples], device=trainer.strategy.root_device)
+        distributed.all_reduce(total)
+        return int(total)
+
+
 @torch.no_grad()
 def follow_first_process(network: nn.Module) -> None:
     """Make a network's buffers those of process 0; the parameters agree already.

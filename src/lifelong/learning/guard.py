@@ -33,6 +33,7 @@ class NonFiniteLoss:
             module: the one that learns.
             outputs: holds the loss.
         """
+        # A step that returned nothing left its batch out.
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is None:
             return

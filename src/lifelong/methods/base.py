@@ -1,16 +1,21 @@
 """What a method is: the one place where it lives, in a run and as a drop-in callback."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.wrappers import _FabricModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lifelong.learning import ContinualLearner
 from lifelong.learning.guard import NonFiniteLoss
 from lifelong.learning.objective import begins_logging_step, log_objective
 from lifelong.methods.attach import AttachedStep
+from lifelong.methods.end_of_fit import EndOfFit
 
 
 class Method(Callback):
@@ -52,6 +57,7 @@ class Method(Callback):
         self.figures: dict[str, float] = {}  # of the last consolidation
         self.warnings: list[str] = []  # of the last fit
         self._attached: AttachedStep | None = None
+        self._end: EndOfFit | None = None
         self._guard = NonFiniteLoss(self.likely_cause)
 
     def objective(
@@ -144,7 +150,45 @@ class Method(Callback):
             pl_module: the module that is to learn.
         """
         self.warnings = []
+        if self.consolidates:
+            take_up = functools.partial(self.finish, trainer, pl_module)
+            self._end = EndOfFit(trainer, pl_module, self, take_up)
         self._attached = AttachedStep(pl_module, self)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the training begins.
+
+        Args:
+            trainer: about to take the first step.
+            pl_module: unused.
+        """
+        if self._end is not None:
+            self._end.begin()
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Consolidate the task that was just learnt; nothing here.
+
+        Called once a fit that took a step is over, after every other ``on_train_end``: see
+        ``EndOfFit``.
+
+        Args:
+            trainer: its data give the examples.
+            pl_module: with the weights that the fit leaves.
+        """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where nothing was learnt, so that nothing was consolidated.
+
+        Args:
+            trainer: unused.
+            pl_module: unused.
+        """
+        if self._end is not None and not self._end.took_a_step:
+            rank_zero_warn(
+                f"{type(self).__name__}: the fit took no optimizer step, so nothing was "
+                "consolidated; to consolidate the weights as they are, call "
+                "consolidate(module, batches)"
+            )
 
     def on_train_batch_end(
         self,
@@ -214,6 +258,9 @@ class Method(Callback):
         if self._attached is not None:
             self._attached.detach()
             self._attached = None
+        if self._end is not None:
+            self._end.detach()
+            self._end = None
 
     def state_dict(self) -> dict[str, Any]:
         """What it keeps from task to task.
@@ -238,8 +285,16 @@ def network_of(module: nn.Module) -> nn.Module:
         module: the one that learns.
 
     Returns:
-        A ``ContinualLearner``'s network; of others the module itself.
+        A ``ContinualLearner``'s network; of others the module itself, without what ``compile``,
+        Fabric or DDP have wrapped around it, since that renames its parameters.
     """
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, DistributedDataParallel | _FabricModule):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            break
+        module = inner
     return module.network if isinstance(module, ContinualLearner) else module
 
 

@@ -78,6 +78,7 @@ class EstimatingMethod(PenaltyMethod):
         self.threshold = threshold
         self.likelihood = likelihood
         self.forward = forward
+        self.likelihood_name = "categorical"  # of the last estimate
         self._is_checked = False
         self._known: tuple[nn.Module, Seen] | None = None  # what the check of this fit found
         self._said: set[str] = set()
@@ -117,10 +118,13 @@ class EstimatingMethod(PenaltyMethod):
         settings = given(
             samples=self.samples,
             threshold=self.threshold,
+            include_frozen=self.include_frozen,
             likelihood=seen.likelihood,
             forward=seen.forward,
         )
         labels = self._labels_for(seen)
+        if seen.likelihood is not None:
+            self.likelihood_name = type(seen.likelihood).__name__.lower()
         try:
             return type(self).estimator(
                 network, batches, labels=labels, progress=progress, **settings
@@ -222,6 +226,7 @@ class EstimatingMethod(PenaltyMethod):
                 labels=labels,
                 likelihood=self.likelihood,
                 forward=self.forward,
+                include_frozen=self.include_frozen,
             )
         seen = Seen(self.forward, self.likelihood)
         with traceless(network):

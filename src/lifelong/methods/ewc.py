@@ -1,12 +1,14 @@
 """Elastic Weight Consolidation (Kirkpatrick et al. 2017)."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lifelong.core import QuadraticPenalty, fisher_diagonal
 from lifelong.core.fisher.evaluation import AnyLikelihood, Forward
 from lifelong.methods.estimating import EstimatingMethod, Labels
 from lifelong.methods.penalty_method import Step
+from lifelong.methods.selection import Patterns
 
 
 class EWC(EstimatingMethod):
@@ -51,6 +53,14 @@ class EWC(EstimatingMethod):
             default what the step gives to its loss function.
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched: figures in the log, warnings at the end of a fit.
+        anchor: a file that ``save`` wrote, read before the first step of a fit.
+        modules: which parameters are protected: names with ``*``, of parameters or of modules; by
+            default all.
+        ignore: which are not: a head that was replaced.
+        include_frozen: whether parameters that are frozen while a task is consolidated are
+            protected, too, for the day when they are trained.
+        freeze_norm: whether batch norms keep, once something is consolidated, the running
+            statistics that they have then; by default they do. No λ holds what is no parameter.
 
     Raises:
         ValueError: when λ is negative or not finite, or another argument does not fit.
@@ -81,6 +91,11 @@ class EWC(EstimatingMethod):
         forward: Forward | None = None,
         consolidates: bool = True,
         diagnostics: bool = True,
+        anchor: str | Path | None = None,
+        modules: Patterns = None,
+        ignore: Patterns = None,
+        include_frozen: bool = False,
+        freeze_norm: bool | None = None,
     ) -> None:
         super().__init__(
             QuadraticPenalty(damping),
@@ -95,4 +110,9 @@ class EWC(EstimatingMethod):
             batches=batches,
             consolidates=consolidates,
             diagnostics=diagnostics,
+            anchor=anchor,
+            modules=modules,
+            ignore=ignore,
+            include_frozen=include_frozen,
+            freeze_norm=freeze_norm,
         )

@@ -1,12 +1,14 @@
 """Kronecker-factored EWC (Ritter, Botev and Barber 2018): correlations within a layer count too."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lifelong.core import KroneckerPenalty, kronecker_factors
 from lifelong.core.fisher.evaluation import AnyLikelihood, Forward
 from lifelong.methods.estimating import EstimatingMethod, Labels
 from lifelong.methods.penalty_method import Step
+from lifelong.methods.selection import Patterns
 
 
 class KroneckerEWC(EstimatingMethod):
@@ -28,6 +30,14 @@ class KroneckerEWC(EstimatingMethod):
         forward: of (module, batch): output and target; by default what the step gives to its loss.
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched.
+        anchor: a file that ``save`` wrote, read before the first step of a fit.
+        modules: which parameters are protected: names with ``*``, of parameters or of modules; by
+            default all.
+        ignore: which are not: a head that was replaced.
+        include_frozen: whether parameters that are frozen while a task is consolidated are
+            protected, too, for the day when they are trained.
+        freeze_norm: whether batch norms keep, once something is consolidated, the running
+            statistics that they have then; by default they do. No λ holds what is no parameter.
 
     Raises:
         ValueError: when an argument does not fit.
@@ -61,6 +71,11 @@ class KroneckerEWC(EstimatingMethod):
         forward: Forward | None = None,
         consolidates: bool = True,
         diagnostics: bool = True,
+        anchor: str | Path | None = None,
+        modules: Patterns = None,
+        ignore: Patterns = None,
+        include_frozen: bool = False,
+        freeze_norm: bool | None = None,
     ) -> None:
         super().__init__(
             KroneckerPenalty(damping, merge, precision),
@@ -75,4 +90,9 @@ class KroneckerEWC(EstimatingMethod):
             batches=batches,
             consolidates=consolidates,
             diagnostics=diagnostics,
+            anchor=anchor,
+            modules=modules,
+            ignore=ignore,
+            include_frozen=include_frozen,
+            freeze_norm=freeze_norm,
         )

@@ -1,8 +1,8 @@
 """A method that holds the parameters by a penalty: L(θ) + λ Ω(θ)."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
 
 import torch
 from lightning import LightningModule, Trainer
@@ -15,7 +15,7 @@ from lifelong.core.penalty.term import PenaltyTerm
 from lifelong.core.protocols import Importance, Penalty
 from lifelong.learning import ContinualLearner
 from lifelong.learning.diagnose import Diagnose
-from lifelong.learning.distributed import estimate_over_processes
+from lifelong.learning.distributed import Counted, estimate_over_processes
 from lifelong.learning.objective import (
     begins_logging_step,
     log_objective,
@@ -24,13 +24,14 @@ from lifelong.learning.objective import (
 )
 from lifelong.learning.progress import Progress, pass_progress
 from lifelong.learning.shards import share_of_loader
-from lifelong.methods.base import Method, device_of, network_of
+from lifelong.methods.base import network_of
+from lifelong.methods.holding import Holding
 
 Step = Literal["explicit", "proximal"]
 WATCHED = "lifelong: how λ was watched"  # a key of the Trainer's checkpoints
 
 
-class PenaltyMethod(Method):
+class PenaltyMethod(Holding):
     r"""Holds a network to what it learnt: L(θ) + λ Ω(θ), Ω folded from every task's importance.
 
     With ``step="explicit"`` the loss that a training step returns *is* L + λΩ, in value and in
@@ -48,13 +49,12 @@ class PenaltyMethod(Method):
             ends. They are gone through at the end of *every* fit.
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched: figures in the log, warnings at the end of a fit.
+        **holding: what ``Holding`` takes: ``anchor``, ``modules``, ``ignore``, ``include_frozen``,
+            ``freeze_norm``.
 
     Raises:
         ValueError: when λ is negative or not finite, or another argument does not fit.
     """
-
-    has_lambda: ClassVar[bool] = True
-    keeps_state: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -66,18 +66,13 @@ class PenaltyMethod(Method):
         batches: Iterable[Any] | None = None,
         consolidates: bool = True,
         diagnostics: bool = True,
+        **holding: Any,
     ) -> None:
-        if not 0.0 <= ewc_lambda < float("inf"):
-            raise ValueError(
-                f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0"
-            )
         if step not in get_args(Step):
             raise ValueError(f"step is {step!r}; it must be one of {', '.join(get_args(Step))}")
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay is {decay}; it must lie in [0, 1]")
-        super().__init__()
-        self.penalty = penalty
-        self.ewc_lambda = float(ewc_lambda)
+        super().__init__(penalty, ewc_lambda, **holding)
         self.step: Step = step
         self.decay = decay
         self.batches = batches
@@ -101,11 +96,6 @@ class PenaltyMethod(Method):
             What ``penalty`` folds, a mean over examples.
         """
         raise NotImplementedError
-
-    @property
-    def is_held(self) -> bool:
-        """Whether λΩ pulls: λ > 0 and something was consolidated."""
-        return self.ewc_lambda > 0 and not self.penalty.is_empty
 
     def objective(
         self, loss: Tensor, module: LightningModule, batch: Any, batch_idx: int
@@ -145,11 +135,12 @@ class PenaltyMethod(Method):
             batches: of the data that it shall still know.
         """
         network = network_of(module)
+        counted = Counted(self.estimate)
         with pass_progress(f"{self.title}: what matters for {_task(module)}") as shown:
-            importance = self.estimate(network, batches, progress=shown)
-        self.fold(network, importance)
+            importance = counted(network, batches, progress=shown)
+        self.fold(network, importance, counted.examples)
 
-    def fold(self, network: nn.Module, importance: Importance) -> None:
+    def fold(self, network: nn.Module, importance: Importance, examples: int = 0) -> None:
         """Take an importance and the parameters up into the penalty.
 
         ``figures`` then holds the trace of the importance, and each parameter's share of it.
@@ -157,9 +148,12 @@ class PenaltyMethod(Method):
         Args:
             network: as learning left it.
             importance: what ``estimate`` returned.
+            examples: how many it is the mean over; 0 where that is not known.
         """
-        self.penalty.to(device_of(network))
-        self.penalty.fold(parameters_by_name(network), importance, self.decay)
+        params = self.hold(network)
+        importance = importance.restricted(self.chosen)
+        self.penalty.fold(params, importance, self.decay)
+        self.remembered.note(params, examples, float(self.penalty.value(params)))
         traces = importance.traces()
         trace = math.fsum(traces.values())
         self.figures = {"fisher/trace": trace}
@@ -182,7 +176,6 @@ class PenaltyMethod(Method):
             pl_module: the module that is to learn.
         """
         super().on_fit_start(trainer, pl_module)
-        self.penalty.to(pl_module.device)
         self._params = parameters_by_name(network_of(pl_module))
         if self.step == "explicit":
             self._term = PenaltyTerm(self.penalty, self._params)
@@ -197,6 +190,7 @@ class PenaltyMethod(Method):
             trainer: has the optimizers.
             pl_module: the module that is to learn.
         """
+        super().on_train_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
             if self.step == "proximal":
                 self._hooks.append(optimizer.register_step_post_hook(self._proximal_step))
@@ -238,10 +232,10 @@ class PenaltyMethod(Method):
             self._diagnose.end_epoch(pl_module, self._params)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Consolidate the task that was just learnt.
+        """Say what was odd about λ.
 
         Args:
-            trainer: its data give the examples, unless ``batches`` was set.
+            trainer: unused.
             pl_module: the module that learnt.
         """
         if self._diagnose is not None and self.is_held:
@@ -249,14 +243,25 @@ class PenaltyMethod(Method):
             if not isinstance(pl_module, ContinualLearner):  # a run says them by itself
                 for line in self.warnings:
                     rank_zero_warn(line)
-        if not self.consolidates:
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Consolidate the task that was just learnt.
+
+        Args:
+            trainer: its data give the examples, unless ``batches`` was set.
+            pl_module: with the weights that the fit leaves.
+        """
+        own = isinstance(pl_module, ContinualLearner)
+        if not own and self.counts_twice(trainer, pl_module):
             return
-        network = network_of(pl_module)
+        network, counted = network_of(pl_module), Counted(self.estimate)
         with pass_progress(f"{self.title}: what matters for {_task(pl_module)}") as shown:
             importance = estimate_over_processes(
-                trainer, self.estimate, network, self._batches_of(trainer), shown
+                trainer, counted, network, self._batches_of(trainer), shown
             )
-        self.fold(network, importance)
+        self.fold(network, importance, counted.over_processes(trainer))
+        if not own:
+            self.note_fit(trainer, pl_module)
         write_figures(trainer.loggers, self.figures, step_of(pl_module))
 
     def answers_for(self, module: LightningModule) -> bool:
@@ -300,22 +305,6 @@ class PenaltyMethod(Method):
         self._hooks = []
         self._params = {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """What it keeps from task to task.
-
-        Returns:
-            The penalty's buffers.
-        """
-        return {"penalty": self.penalty.state_dict()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned.
-
-        Args:
-            state_dict: tensors and plain values.
-        """
-        self.penalty.load_state_dict(state_dict["penalty"])
-
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -352,7 +341,7 @@ class PenaltyMethod(Method):
         return share_of_loader(batches, rank, world_size)
 
     def _proximal_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self.is_held and not _left_its_step_out(optimizer):
+        if self.is_held and not left_its_step_out(optimizer):
             self.penalty.proximal_step_(self._params, step_sizes(optimizer), self.ewc_lambda)
 
     def _warn_if_stiff(self, optimizer: torch.optim.Optimizer) -> None:
@@ -366,7 +355,15 @@ class PenaltyMethod(Method):
             )
 
 
-def _left_its_step_out(optimizer: torch.optim.Optimizer) -> bool:
+def left_its_step_out(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer has just left its step out.
+
+    Args:
+        optimizer: in its step's post hook.
+
+    Returns:
+        True where a scaler found infinite gradients.
+    """
     # A fused optimizer does so by itself for gradients that overflowed float16; others are not
     # even called then. After a first step that was left out Adam's step sizes are not defined yet.
     found = getattr(optimizer, "found_inf", None)  # there during a scaler's step only

@@ -218,6 +218,13 @@ def load_network(path: Path, *, trust: bool = False) -> LearntNetwork:
         or any(task not in benchmark["tasks"] for task in stage.tasks)
     ):
         raise LifelongError(f"{path} is damaged: its configuration is none of a run of ours")
+    foreign = [task for task in stage.tasks if dataset_of(benchmark["tasks"][task]) is None]
+    if foreign:
+        raise LifelongError(
+            f"{path} has learnt {foreign[0]}, data of a user's own; this command makes images of "
+            "MNIST's form alone: build your network and load "
+            "lifelong.run.learnt.read_stage(FILE).network"
+        )
     try:
         network = _network(stage, trust)
     except UntrustedError as error:

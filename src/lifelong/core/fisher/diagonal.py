@@ -11,7 +11,7 @@ from lifelong.core.fisher.evaluation import AnyLikelihood, Evaluation, Forward, 
 from lifelong.core.fisher.likelihoods.base import Labels
 from lifelong.core.fisher.passes import Chunk, Plan, Progress, chunks
 from lifelong.core.fisher.per_example import looped_squares, vectorised_squares
-from lifelong.core.fisher.rules import rule_for
+from lifelong.core.fisher.rules import LINEAR, rule_for
 from lifelong.core.fisher.squares import (
     BLOCK,
     BlockSquares,
@@ -215,8 +215,7 @@ class Diagonal:
         for name, found in sources.items():
             first = found[0]
             alone = len(found) == 1
-            met_once = first.a[0].numel() == first.a.shape[-1]
-            if alone and met_once and isinstance(first.module, nn.Linear):
+            if alone and first.meets_once:
                 linear.setdefault(first.index, {})[first.name] = (name, first)
             elif alone and isinstance(first.module, nn.Embedding):
                 squares.append(TokenSquares(first, name))
@@ -271,7 +270,11 @@ def _source(chunk: Chunk, one: Call, index: int, role: str) -> Source | None:
         return None
     if one.output_shape[dim] != len(chunk) or one.input.shape[dim] != len(chunk):
         return None
-    return Source(index, one.module, role, one.rule, one.input.movedim(dim, 0), dim)
+    a = one.input.movedim(dim, 0)
+    once = one.rule is LINEAR and a[0].numel() == a.shape[-1]
+    if isinstance(one.module, nn.Conv1d | nn.Conv2d):
+        once = one.module.groups == 1 and one.output_shape[2:].numel() == 1
+    return Source(index, one.module, role, one.rule, a, dim, once)
 
 
 def _wide(p: Tensor) -> torch.dtype:

@@ -1,6 +1,6 @@
 """The Kronecker factors of the Fisher information: for each layer the pair (A, G)."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -69,6 +69,23 @@ class KroneckerFactors(dict[str, tuple[Tensor, Tensor]]):
             parts[kind][name] = tensor
         pairs = {name: (A, parts["G"][name]) for name, A in parts["A"].items()}
         return cls(pairs, parts["F"])
+
+    def restricted(self, chosen: Callable[[str], bool]) -> "KroneckerFactors":
+        """The factors of some parameters alone.
+
+        Args:
+            chosen: says of a parameter's name whether it stays; a layer's weight decides for its
+                bias.
+
+        Returns:
+            New factors.
+        """
+        pairs = {
+            layer: pair
+            for layer, pair in self.items()
+            if chosen(f"{layer}.weight" if layer else "weight")
+        }
+        return KroneckerFactors(pairs, self.diagonal.restricted(chosen))
 
     def traces(self) -> dict[str, float]:
         """What each layer, and each of the remaining parameters, holds of the trace.

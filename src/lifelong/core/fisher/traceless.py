@@ -51,6 +51,9 @@ def traceless(network: nn.Module) -> Iterator[None]:
             # not network.eval(): a network may override train() with lasting effects
             for module, _ in modes:
                 module.training = False
+            # a network that calls backward() by itself would add to what is there
+            for parameter, _ in gradients:
+                parameter.grad = None
             yield
         finally:
             for module, training in modes:

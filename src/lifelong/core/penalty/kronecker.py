@@ -13,12 +13,13 @@ from lifelong.core.penalty.kronecker_sum import nearest_product
 from lifelong.core.penalty.kronecker_term import KroneckerTerm
 from lifelong.core.penalty.proximal import StepSize, StepSizes
 from lifelong.core.penalty.quadratic import QuadraticPenalty
+from lifelong.core.penalty.reshaping import ReshapedLayers
 
 MERGES = ("sum", "nearest")
 PRECISIONS = ("float32", "bfloat16")
 
 
-class KroneckerPenalty(nn.Module):
+class KroneckerPenalty(ReshapedLayers):
     r"""The price of moving away from what earlier tasks consolidated, with correlations in a layer.
 
     Ω(θ) = Σ_t Σ_layers ½ tr(Δ_tᵀ G_t Δ_t A_t) + ½ Σ_i F_i (θ_i − θ*_i)², Δ_t = [W − W_t, b − b_t],
@@ -82,7 +83,7 @@ class KroneckerPenalty(nn.Module):
         self.precision = precision
         # a weight's name, with / for . since module names have none → its terms, one a task
         self.layers = nn.ModuleDict()
-        self.rest = QuadraticPenalty()
+        self.rest: QuadraticPenalty = QuadraticPenalty()
         self._steps: dict[str, KroneckerStep] = {}
 
     @property

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core.penalty.proximal import proximal_step_
+from lifelong.core.penalty.reshaping import ReshapedDiagonal, set_buffer
 
 # Elements handled together, so that θ − θ̄ stays in the cache between the two passes over a piece;
 # the fastest of 2¹⁵ to 2¹⁸ on two threads with 1 MiB of second-level cache each.
 PIECE = 262_144
 
 
-class QuadraticPenalty(nn.Module):
+class QuadraticPenalty(ReshapedDiagonal):
     r"""The price of moving away from what earlier tasks consolidated.
 
     Ω(θ) = ½ Σ_t Σ_i F_t,i (θ_i − θ_t,i)², kept as **one** quadratic
@@ -123,8 +124,8 @@ class QuadraticPenalty(nn.Module):
                 mean = theta - (1 - w) * gap
                 self.constant.add_(0.5 * (before * w * gap.square()).sum())
             # Copies: a float64 parameter that is folded first would otherwise be its own anchor.
-            _set_buffer(self.importance, name, merged.to(f.dtype, copy=True))
-            _set_buffer(self.anchor, name, mean.to(params[name].dtype, copy=True))
+            set_buffer(self.importance, name, merged.to(f.dtype, copy=True))
+            set_buffer(self.anchor, name, mean.to(params[name].dtype, copy=True))
         self._flat = None
 
     def forward(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -289,20 +290,10 @@ class QuadraticPenalty(nn.Module):
             for key, value in state_dict.items():
                 if key.startswith(start):
                     like = torch.empty_like(value, device=self.constant.device)
-                    _set_buffer(fresh, key.removeprefix(start), like)
+                    set_buffer(fresh, key.removeprefix(start), like)
             setattr(self, tree, fresh)
         self._flat = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _set_buffer(tree: nn.Module, name: str, value: Tensor) -> None:
-    """Keep ``value`` under a dotted name, as ``named_parameters`` has it."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in tree._modules:
-            tree.add_module(part, nn.Module())
-        tree = tree.get_submodule(part)
-    tree.register_buffer(leaf, value)
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
