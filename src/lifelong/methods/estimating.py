@@ -171,6 +171,7 @@ class EstimatingMethod(PenaltyMethod):
             batch: as the step will see it.
             batch_idx: its place in the epoch.
         """
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._is_checked:
             return
         self._is_checked = True
