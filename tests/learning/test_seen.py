@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics import MeanMetric
 
 from lifelong.core import Bernoulli, Categorical, Gaussian
+from lifelong.core.fisher.likelihoods.product import Product
 from lifelong.errors import LifelongError
 from lifelong.learning.fit_batches import FitBatches
 from lifelong.learning.seen import see
@@ -271,6 +272,7 @@ def test_the_fisher_information_is_that_of_the_training_step(family: str) -> Non
     module = make()
     got = EWC(1.0, threshold=0.0, labels="exact").estimate(module, batches)
     want = brute(module, lambda i: log_p(module, i))
+    assert see(module, batches[0]).remarks == []
     assert set(got) == set(want)
     for name, one in want.items():
         torch.testing.assert_close(got[name], one, rtol=1e-9, atol=1e-12)
@@ -429,6 +431,28 @@ def test_a_weight_decay_by_hand_is_named_and_left_out() -> None:
     seen = see(Own(step), (X, Y))
     assert len(seen.remarks) == 1
     assert "does not depend on the examples" in seen.remarks[0]
+
+
+def test_a_term_that_is_added_in_place_is_seen() -> None:
+    def step(m: Any, b: Any) -> Tensor:
+        loss = plain(m, b)
+        loss += m.net[0](b[0]).square().mean()
+        return loss
+
+    with pytest.raises(LifelongError, match="the rest depends on the examples"):
+        see(Own(step), (X, Y))
+
+
+def test_the_directions_of_several_outputs_are_sorted_and_make_up_both_covariances() -> None:
+    logits, scores = numbers(1, 3), 3 * numbers(1, 2, seed=4)
+    both = Product([Categorical(), Bernoulli()])
+    row, target = both.join([logits, scores], [None, None])
+    found = both.exact(row, target)
+    assert (found.weights.diff(dim=1) <= 0).all()
+    u = torch.cat([found.direction(i) for i in range(found.weights.shape[1])])
+    p, q = logits[0].softmax(0), scores[0].sigmoid()
+    want = torch.block_diag(p.diag() - p.outer(p), (q * (1 - q)).diag())
+    torch.testing.assert_close(u.T @ u, want, rtol=1e-12, atol=1e-12)
 
 
 def states() -> list[Any]:

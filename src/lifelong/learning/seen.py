@@ -21,7 +21,7 @@ from lifelong.core.fisher.likelihoods.base import Given
 from lifelong.core.fisher.likelihoods.product import Product
 from lifelong.core.fisher.probe import Layout
 from lifelong.core.fisher.rules import rule_for
-from lifelong.core.fisher.traceless import traceless
+from lifelong.core.fisher.traceless import thawed, traceless
 from lifelong.errors import LifelongError
 from lifelong.learning.explained import explain
 from lifelong.learning.losses import LossCall, Stop, Watch, arranged, grouped
@@ -132,6 +132,7 @@ def see(
     labels: str = "exact",
     likelihood: AnyLikelihood | None = None,
     forward: Forward | None = None,
+    include_frozen: bool = False,
 ) -> Seen:
     """Find out, on one batch, what a module's training step says about its labels, and check it.
 
@@ -145,6 +146,7 @@ def see(
         labels: the kind of labels that are wanted.
         likelihood: of the user's, which wins.
         forward: of the user's, which wins.
+        include_frozen: whether parameters that require no gradient now count, too.
 
     Returns:
         How the batches are to be evaluated.
@@ -152,7 +154,7 @@ def see(
     Raises:
         LifelongError: when nothing fits; it says what came and what to pass.
     """
-    with traceless(module), kept_tensors(module):
+    with traceless(module), thawed(module, include_frozen), kept_tensors(module):
         try:
             _refuse_uncountable(batch)
             step = QuietStep(module)

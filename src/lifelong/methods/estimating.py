@@ -78,6 +78,7 @@ class EstimatingMethod(PenaltyMethod):
         self.threshold = threshold
         self.likelihood = likelihood
         self.forward = forward
+        self.likelihood_name = "categorical"  # of the last estimate
         self._is_checked = False
         self._known: tuple[nn.Module, Seen] | None = None  # what the check of this fit found
         self._said: set[str] = set()
@@ -117,11 +118,14 @@ class EstimatingMethod(PenaltyMethod):
         settings = given(
             samples=self.samples,
             threshold=self.threshold,
+            include_frozen=self.include_frozen,
             likelihood=seen.likelihood,
             forward=seen.forward,
             include_frozen=self.include_frozen or None,
         )
         labels = self._labels_for(seen)
+        if seen.likelihood is not None:
+            self.likelihood_name = type(seen.likelihood).__name__.lower()
         try:
             return type(self).estimator(
                 network, batches, labels=labels, progress=progress, **settings
@@ -168,6 +172,7 @@ class EstimatingMethod(PenaltyMethod):
             batch: as the step will see it.
             batch_idx: its place in the epoch.
         """
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._is_checked:
             return
         self._is_checked = True
@@ -223,6 +228,7 @@ class EstimatingMethod(PenaltyMethod):
                 labels=labels,
                 likelihood=self.likelihood,
                 forward=self.forward,
+                include_frozen=self.include_frozen,
             )
         seen = Seen(self.forward, self.likelihood)
         with traceless(network):

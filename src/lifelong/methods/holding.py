@@ -142,7 +142,9 @@ class Holding(Method):
             ewc_lambda=self.ewc_lambda,
             settings=settings_of(self),
             remembered=self.remembered.state(),
-            likelihood=_name_of(getattr(self, "likelihood", None)),
+            likelihood=str(
+                getattr(self, "likelihood_name", _name_of(getattr(self, "likelihood", None)))
+            ),
         )
         write_anchor(Path(file), content, precision)
 
