@@ -121,7 +121,6 @@ class EstimatingMethod(PenaltyMethod):
             include_frozen=self.include_frozen,
             likelihood=seen.likelihood,
             forward=seen.forward,
-            include_frozen=self.include_frozen or None,
         )
         labels = self._labels_for(seen)
         if seen.likelihood is not None:

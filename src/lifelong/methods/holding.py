@@ -300,9 +300,3 @@ class Holding(Method):
                     f"back. For another network take a new {name}; for other weights of this one "
                     "call consolidate(module, batches) of a new one first"
                 )
-
-
-def _name_of(likelihood: Any) -> str:
-    if likelihood is None or isinstance(likelihood, str):
-        return likelihood or "categorical"
-    return str(getattr(likelihood, "__name__", type(likelihood).__name__))
