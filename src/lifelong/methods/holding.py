@@ -142,9 +142,7 @@ class Holding(Method):
             ewc_lambda=self.ewc_lambda,
             settings=settings_of(self),
             remembered=self.remembered.state(),
-            likelihood=str(
-                getattr(self, "likelihood_name", _name_of(getattr(self, "likelihood", None)))
-            ),
+            likelihood=str(getattr(self, "likelihood_name", "categorical")),
         )
         write_anchor(Path(file), content, precision)
 
