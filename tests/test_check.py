@@ -50,9 +50,9 @@ def composed(*words: str) -> DictConfig:
         ("trainer.precision=half", "trainer.precision is half; type trainer.precision=bf16-mixed"),
         ("trainer.max_time=10", "trainer.max_time is 10; it must be days:hours:minutes:seconds"),
         ("method.step=implicit", "method.step is implicit; type method.step=explicit or method"),
-        ("+method.damping=-0.1", "method.damping is -0.1; it must be a finite number of at least"),
-        ("+method.decay=1.5", "method.decay is 1.5; it must be a number from 0 to 1"),
-        ("+method.labels=all", "method.labels is all; type method.labels=exact or"),
+        ("method.damping=-0.1", "method.damping is -0.1; it must be a finite number of at least"),
+        ("method.decay=1.5", "method.decay is 1.5; it must be a number from 0 to 1"),
+        ("method.labels=all", "method.labels is all; type method.labels=exact or"),
         ("choice.rule=luck", "choice.rule is luck; type choice.rule=best_average or choice.rule="),
         ("choice.high=0.5", "choice.high is 0.5; it must be a number of at least 1.0"),
     ],
@@ -81,9 +81,9 @@ def test_a_number_in_quotes_is_a_number_and_off_is_a_word() -> None:
 
 def test_a_users_own_network_and_method_have_arguments_of_their_own() -> None:
     check(composed("model._target_=mine.Net", "model.hidden=wide"))
-    check(composed("+method._target_=mine.Method", "method.step=7"))
+    check(composed("method._target_=mine.Method", "method.step=7"))
     with pytest.raises(LifelongError, match=r"method\.ewc_lambda is -1"):
-        check(composed("+method._target_=mine.Method", "method.ewc_lambda=-1"))
+        check(composed("method._target_=mine.Method", "method.ewc_lambda=-1"))
 
 
 @pytest.mark.parametrize(("word", "code"), [("model.hidden=128", 1), ("trainer.devices=0", 1)])

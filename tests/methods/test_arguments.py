@@ -335,7 +335,7 @@ class Moved(QuadraticPenalty):
 
 def test_the_penalty_follows_the_module_to_its_device() -> None:
     # What lies on "meta" has no numbers: only where the penalty is sent can be asked.
-    method, module = EWC(1.0), Own().to("meta")
+    method, module = EWC(1.0, consolidates=False), Own().to("meta")
     method.penalty = Moved()
     method.on_fit_start(SimpleNamespace(ckpt_path=None), module)  # type: ignore[arg-type]
     method.detach()

@@ -166,7 +166,10 @@ def test_a_sweep_chooses_for_each_seed(command: Command, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["method=finetune", "method.ewc_lambda=auto"], "this method has no penalty, so no method"),
+        (
+            ["method=finetune", "method.ewc_lambda=auto"],
+            "this method has no penalty, so no method.ewc_lambda",
+        ),
         (["method.ewc_lambda=auto", "trainer=ddp"], "several processes"),
         (["method.ewc_lambda=auto", "trainer.max_time=00:00:01:00"], "trainer.max_time"),
         (["method.ewc_lambda=auto", "~benchmark.tasks.digits_as_usps"], "a single task"),

@@ -27,6 +27,7 @@ class AttachedStep:
 
     def __init__(self, module: LightningModule, method: Objective) -> None:
         self._module: LightningModule | None = None
+        self._method = method
         if isinstance(module, ContinualLearner):
             if module.method is not method:
                 raise ValueError(
@@ -46,7 +47,24 @@ class AttachedStep:
                 outputs, lambda loss: method.objective(loss, module, batch, index)
             )
 
+        training_step.task_step = own  # type: ignore[attr-defined]  # the task's, beneath this one
         module.training_step = training_step  # type: ignore[method-assign]
+
+    def go_through_backward(self) -> None:
+        """Let the module's own ``manual_backward`` go backward from the objective.
+
+        For a module that optimizes by itself and goes backward once for each batch.
+        """
+        module = self._module
+        if module is None:
+            return
+        own, method = module.manual_backward, self._method
+
+        @functools.wraps(own)
+        def manual_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            own(method.objective(loss, module, None, 0), *args, **kwargs)
+
+        module.manual_backward = manual_backward  # type: ignore[method-assign]
 
     def detach(self) -> None:
         """Give the module its own step back; a second call does nothing."""
@@ -56,6 +74,7 @@ class AttachedStep:
             del self._module.__dict__["training_step"]
         else:
             self._module.training_step = self._before  # type: ignore[method-assign]
+        self._module.__dict__.pop("manual_backward", None)
         self._module = None
 
 

@@ -2,20 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from torch import nn
+from typing import Any, ClassVar
 
 from lifelong.core import QuadraticPenalty, fisher_diagonal
-from lifelong.core.protocols import Importance
-from lifelong.learning.progress import Progress
-from lifelong.methods.penalty_method import PenaltyMethod, Step, given
+from lifelong.core.fisher.evaluation import AnyLikelihood, Forward
+from lifelong.methods.estimating import EstimatingMethod, Labels
+from lifelong.methods.penalty_method import Step
 from lifelong.methods.selection import Patterns
 
-Labels = Literal["exact", "sampled", "empirical"]
 
-
-class EWC(PenaltyMethod):
+class EWC(EstimatingMethod):
     r"""Holds any LightningModule to what it learnt in the fits before: L(θ) + λ Ω(θ).
 
     Give the same callback to the Trainer of every task. As each fit ends the Fisher information of
@@ -38,15 +34,23 @@ class EWC(PenaltyMethod):
         ewc_lambda: λ ≥ 0; 0 is fine-tuning, bit for bit.
         step: ``explicit``: λΩ is in the loss; ``proximal``: it acts after the optimizer's step
             (SGD, Adam, AdamW), stable for every λ.
-        labels: ``exact`` (expectation over the module's own class probabilities), ``sampled`` or
-            ``empirical``.
+        labels: ``exact`` (expectation over the network's own labels), ``sampled`` (one draw from
+            them) or ``empirical`` (the batches' own). By default ``exact``, or ``sampled`` where
+            that takes more than 50 backward passes an example (classes × positions), which is
+            announced.
         samples: the number of examples that F is the mean over, the first ones; by default all.
         threshold: the share of the trace that exact labels may leave out; the estimator's default.
         damping: d in F + d · mean(F): a price for the directions that F leaves free.
         decay: γ in [0, 1], what earlier tasks keep of their weight at each consolidation.
-        batches: (x, y) pairs to estimate the Fisher information on; by default the training
-            loader of the fit that ends, as it is: give unshuffled, unaugmented ones if yours
-            augments. ``module(x)`` must return logits over the last dimension.
+        batches: what to estimate the Fisher information on, in the form of the training batches; by
+            default those of the fit that ends, as they are: give unshuffled, unaugmented ones if
+            yours augment. ``limit_train_batches``, ``overfit_batches`` and ``max_steps`` count.
+        likelihood: what the output says about the labels: ``Categorical()``, ``Gaussian(sigma)``,
+            ``Bernoulli()`` of ``lifelong.core``, one's own, or a function of (module, batch) that
+            returns log-likelihoods [N]. By default the loss function that ``training_step`` calls
+            says it (see ``EstimatingMethod``).
+        forward: a function of (module, batch) that returns the output, or (output, target). By
+            default what the step gives to its loss function.
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched: figures in the log, warnings at the end of a fit.
         anchor: a file that ``save`` wrote, read before the first step of a fit.
@@ -70,18 +74,21 @@ class EWC(PenaltyMethod):
     """
 
     title: ClassVar[str] = "EWC"
+    estimator = staticmethod(fisher_diagonal)
 
     def __init__(
         self,
         ewc_lambda: float,
         *,
         step: Step = "explicit",
-        labels: Labels = "exact",
+        labels: Labels | None = None,
         samples: int | None = None,
         threshold: float | None = None,
         damping: float = 0.01,
         decay: float = 1.0,
         batches: Iterable[Any] | None = None,
+        likelihood: AnyLikelihood | None = None,
+        forward: Forward | None = None,
         consolidates: bool = True,
         diagnostics: bool = True,
         anchor: str | Path | None = None,
@@ -93,6 +100,11 @@ class EWC(PenaltyMethod):
         super().__init__(
             QuadraticPenalty(damping),
             ewc_lambda,
+            labels=labels,
+            samples=samples,
+            threshold=threshold,
+            likelihood=likelihood,
+            forward=forward,
             step=step,
             decay=decay,
             batches=batches,
@@ -104,24 +116,3 @@ class EWC(PenaltyMethod):
             include_frozen=include_frozen,
             freeze_norm=freeze_norm,
         )
-        self.labels: Labels = labels
-        self.samples = samples
-        self.threshold = threshold
-
-    def estimate(
-        self, network: nn.Module, batches: Iterable[Any], *, progress: Progress | None = None
-    ) -> Importance:
-        """The diagonal of the Fisher information.
-
-        Args:
-            network: as learning the task left it.
-            batches: of the task's training data.
-            progress: shown how far the pass is.
-
-        Returns:
-            F, a mean over examples.
-        """
-        settings = given(
-            samples=self.samples, threshold=self.threshold, include_frozen=self.include_frozen
-        )
-        return fisher_diagonal(network, batches, labels=self.labels, progress=progress, **settings)

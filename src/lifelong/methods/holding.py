@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lifelong.core import parameters_by_name
 from lifelong.core.penalty.term import PenaltyTerm
 from lifelong.core.protocols import Penalty
 from lifelong.errors import LifelongError
@@ -98,7 +99,7 @@ class Holding(Method):
         """  # noqa: DOC502
         if self.anchor is not None and self.penalty.is_empty:
             self._take(read_anchor(Path(self.anchor)), str(self.anchor))
-        params = dict(network.named_parameters())
+        params = parameters_by_name(network)
         self.penalty.to(device_of(network))
         self.remembered.follow(self.penalty, params, self.chosen)
         return params
@@ -141,7 +142,7 @@ class Holding(Method):
             ewc_lambda=self.ewc_lambda,
             settings=settings_of(self),
             remembered=self.remembered.state(),
-            likelihood=str(getattr(self, "likelihood", None) or "categorical"),
+            likelihood=str(getattr(self, "likelihood_name", "categorical")),
         )
         write_anchor(Path(file), content, precision)
 
@@ -198,20 +199,6 @@ class Holding(Method):
         if self.ewc_lambda > 0 and not isinstance(pl_module, ContinualLearner):
             self._say_what_is_odd(trainer, pl_module, params)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Keep the running statistics, whatever has put the module into training mode.
-
-        Args:
-            trainer: unused.
-            pl_module: unused.
-            batch: unused.
-            batch_idx: unused.
-        """
-        if self._norms is not None:
-            self._norms.freeze()
-
     def counts_twice(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether folding this fit in would count a task a second time.
 
@@ -243,7 +230,7 @@ class Holding(Method):
                 "is left as it was, since the task would count twice"
             )
             return True
-        self.penalty.let_go(self.penalty.held(dict(network_of(pl_module).named_parameters())))
+        self.penalty.let_go(self.penalty.held(parameters_by_name(network_of(pl_module))))
         self.remembered = Remembered()
         return False
 

@@ -4,23 +4,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from torch import nn
-
 from lifelong.core import KroneckerPenalty, kronecker_factors
-from lifelong.core.protocols import Importance
-from lifelong.learning.progress import Progress
-from lifelong.methods.ewc import Labels
-from lifelong.methods.penalty_method import PenaltyMethod, Step, given
+from lifelong.core.fisher.evaluation import AnyLikelihood, Forward
+from lifelong.methods.estimating import EstimatingMethod, Labels
+from lifelong.methods.penalty_method import Step
 from lifelong.methods.selection import Patterns
 
 
-class KroneckerEWC(PenaltyMethod):
+class KroneckerEWC(EstimatingMethod):
     r"""EWC with Ω(θ) = Σ ½ tr(Δᵀ G Δ A), layer by layer; a diagonal for the other parameters.
 
     Args:
         ewc_lambda: λ ≥ 0; 0 is fine-tuning, bit for bit.
         step: ``explicit``: λΩ is in the loss; ``proximal``: it acts after the optimizer's step.
-        labels: ``exact``, ``sampled`` or ``empirical``.
+        labels: ``exact``, ``sampled`` or ``empirical``; by default exact, or sampled where that
+            takes more than 50 backward passes an example.
         samples: the number of examples that the factors are means over; by default all.
         threshold: the share of the trace of G that exact labels may leave out.
         damping: d in A ⊗ G + d · mean(diagonal).
@@ -28,6 +26,8 @@ class KroneckerEWC(PenaltyMethod):
         precision: of the products in the gradient; ``bfloat16`` takes half the time.
         decay: γ in [0, 1], what earlier tasks keep of their weight at each consolidation.
         batches: what to estimate on; by default the training loader of the fit that ends.
+        likelihood: what the output says about the labels; by default the training step says it.
+        forward: of (module, batch): output and target; by default what the step gives to its loss.
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched.
         anchor: a file that ``save`` wrote, read before the first step of a fit.
@@ -52,13 +52,14 @@ class KroneckerEWC(PenaltyMethod):
     """
 
     title: ClassVar[str] = "Kronecker EWC"
+    estimator = staticmethod(kronecker_factors)
 
     def __init__(
         self,
         ewc_lambda: float,
         *,
         step: Step = "explicit",
-        labels: Labels = "exact",
+        labels: Labels | None = None,
         samples: int | None = None,
         threshold: float | None = None,
         damping: float = 0.0,
@@ -66,6 +67,8 @@ class KroneckerEWC(PenaltyMethod):
         precision: Literal["float32", "bfloat16"] = "bfloat16",
         decay: float = 1.0,
         batches: Iterable[Any] | None = None,
+        likelihood: AnyLikelihood | None = None,
+        forward: Forward | None = None,
         consolidates: bool = True,
         diagnostics: bool = True,
         anchor: str | Path | None = None,
@@ -77,6 +80,11 @@ class KroneckerEWC(PenaltyMethod):
         super().__init__(
             KroneckerPenalty(damping, merge, precision),
             ewc_lambda,
+            labels=labels,
+            samples=samples,
+            threshold=threshold,
+            likelihood=likelihood,
+            forward=forward,
             step=step,
             decay=decay,
             batches=batches,
@@ -87,27 +95,4 @@ class KroneckerEWC(PenaltyMethod):
             ignore=ignore,
             include_frozen=include_frozen,
             freeze_norm=freeze_norm,
-        )
-        self.labels: Labels = labels
-        self.samples = samples
-        self.threshold = threshold
-
-    def estimate(
-        self, network: nn.Module, batches: Iterable[Any], *, progress: Progress | None = None
-    ) -> Importance:
-        """The Kronecker factors of the Fisher information.
-
-        Args:
-            network: as learning the task left it.
-            batches: of the task's training data.
-            progress: shown how far the pass is.
-
-        Returns:
-            A and G of each layer, means over examples.
-        """
-        settings = given(
-            samples=self.samples, threshold=self.threshold, include_frozen=self.include_frozen
-        )
-        return kronecker_factors(
-            network, batches, labels=self.labels, progress=progress, **settings
         )

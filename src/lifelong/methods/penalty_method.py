@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lifelong.core import step_sizes
+from lifelong.core import parameters_by_name, step_sizes
 from lifelong.core.penalty.term import PenaltyTerm
 from lifelong.core.protocols import Importance, Penalty
 from lifelong.learning import ContinualLearner
@@ -176,7 +176,7 @@ class PenaltyMethod(Holding):
             pl_module: the module that is to learn.
         """
         super().on_fit_start(trainer, pl_module)
-        self._params = dict(network_of(pl_module).named_parameters())
+        self._params = parameters_by_name(network_of(pl_module))
         if self.step == "explicit":
             self._term = PenaltyTerm(self.penalty, self._params)
         # What is resumed has loaded what was seen before.

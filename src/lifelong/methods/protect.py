@@ -121,7 +121,6 @@ class Guard:
         self._norms = None
         if self.ewc_lambda > 0 and method.freeze_norm:
             self._norms = FrozenNorms(bare)
-            self._hooks.append(bare.register_forward_pre_hook(self._freeze))
         if step == "proximal":
             self._hooks.append(inner.register_step_post_hook(self._proximal_step))
 
@@ -157,10 +156,6 @@ class Guard:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
-
-    def _freeze(self, network: nn.Module, _: Any) -> None:
-        if network.training and self._norms is not None:
-            self._norms.freeze()
 
     def _proximal_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self.ewc_lambda > 0 and not left_its_step_out(optimizer):

@@ -1,0 +1,319 @@
+"""What methods share that estimate a Fisher information: of what, checked when, at what cost."""
+
+import time
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, ClassVar, Literal
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from lifelong.core.fisher.capture import Capture
+from lifelong.core.fisher.evaluation import AnyLikelihood, Evaluation, Forward
+from lifelong.core.fisher.examples import count, map_tensors, take
+from lifelong.core.fisher.likelihoods.base import check_labels
+from lifelong.core.fisher.probe import Layout
+from lifelong.core.fisher.traceless import device_of, traceless
+from lifelong.core.protocols import Importance, Penalty
+from lifelong.errors import LifelongError
+from lifelong.learning import ContinualLearner
+from lifelong.learning.fit_batches import FitBatches, as_step_sees, refuse_endless, refuse_used_up
+from lifelong.learning.progress import Progress
+from lifelong.learning.quiet import QuietStep, has_step, kept_tensors
+from lifelong.learning.seen import Seen, see, watched
+from lifelong.methods.penalty_method import PenaltyMethod, given
+
+Labels = Literal["exact", "sampled", "empirical"]
+# More backward passes an example than this are not made unasked, except for few examples.
+MOST_DIRECTIONS, FEW = 50, 512
+# A pass that takes longer is announced, in seconds.
+LONG = 10.0
+
+
+class EstimatingMethod(PenaltyMethod):
+    r"""A penalty whose importance is a Fisher information, of what the training step really does.
+
+    A LightningModule's own ``training_step`` says it: the loss function of ``torch.nn.functional``
+    that it calls, with what it gives to it (``cross_entropy``, ``nll_loss``: a softmax;
+    ``mse_loss``: a Gaussian of σ = 1; ``binary_cross_entropy`` and its ``_with_logits``: Bernoulli;
+    a sum of such: all of them). This is checked on the first batch of a fit, before its first step:
+    what does not fit is one error that says what to pass.
+
+    Args:
+        penalty: Ω; empty until a task is consolidated.
+        ewc_lambda: λ ≥ 0.
+        labels: over which labels the score is averaged; None: ``exact``, or ``sampled`` where that
+            takes more than 50 backward passes an example, and more in all than 512 such examples
+            take, which is announced.
+        samples: the number of examples that F is the mean over, the first ones; by default all.
+        threshold: the share of the trace that exact labels may leave out.
+        likelihood: what the output says about the labels, instead of what the step shows.
+        forward: of (module, batch): output and target, instead of what the step shows.
+        **settings: what ``PenaltyMethod`` takes.
+
+    Raises:
+        ValueError: when an argument does not fit.
+    """
+
+    estimator: ClassVar[Callable[..., Importance]]
+
+    def __init__(
+        self,
+        penalty: Penalty,
+        ewc_lambda: float,
+        *,
+        labels: Labels | None = None,
+        samples: int | None = None,
+        threshold: float | None = None,
+        likelihood: AnyLikelihood | None = None,
+        forward: Forward | None = None,
+        **settings: Any,
+    ) -> None:
+        if labels is not None:
+            check_labels(labels)
+        super().__init__(penalty, ewc_lambda, **settings)
+        self.labels = labels
+        self.samples = samples
+        self.threshold = threshold
+        self.likelihood = likelihood
+        self.forward = forward
+        self.likelihood_name = "categorical"  # of the last estimate
+        self._is_checked = False
+        self._known: tuple[nn.Module, Seen] | None = None  # what the check of this fit found
+        self._said: set[str] = set()
+        self._examples: int | None = None  # how many an estimate will take
+
+    def estimate(
+        self, network: nn.Module, batches: Iterable[Any], *, progress: Progress | None = None
+    ) -> Importance:
+        """The Fisher information of what a module's training step does with these batches.
+
+        Args:
+            network: as learning the task left it; a LightningModule is evaluated by its own step,
+                on batches that have gone through its hooks, any other module is called.
+            batches: of the task's training data.
+            progress: shown how far the pass is.
+
+        Returns:
+            A mean over examples.
+        """
+        stranger = isinstance(network, LightningModule)
+        if self.labels is not None and not stranger:
+            return self._pass(network, batches, Seen(self.forward, self.likelihood), progress)
+        self._examples = _examples_in(batches)
+        with traceless(network):
+            rest = as_step_sees(network, batches) if stranger else iter(batches)  # type: ignore[arg-type]
+            first = next(rest, None)
+            if first is None:
+                return self._pass(network, [], Seen(self.forward, self.likelihood), progress)
+            seen = self._seen(network, first)
+            forecast = Forecast(self, progress, self._examples)
+            with kept_tensors(network):
+                return self._pass(network, chain([first], rest), seen, forecast)
+
+    def _pass(
+        self, network: nn.Module, batches: Iterable[Any], seen: Seen, progress: Progress | None
+    ) -> Importance:
+        settings = given(
+            samples=self.samples,
+            threshold=self.threshold,
+            include_frozen=self.include_frozen,
+            likelihood=seen.likelihood,
+            forward=seen.forward,
+        )
+        labels = self._labels_for(seen)
+        if seen.likelihood is not None:
+            self.likelihood_name = type(seen.likelihood).__name__.lower()
+        try:
+            return type(self).estimator(
+                network, batches, labels=labels, progress=progress, **settings
+            )
+        except ValueError as error:
+            if not isinstance(network, LightningModule):
+                raise
+            raise LifelongError(f"{type(network).__name__}: {error}") from error
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a fit whose first batch is to be checked.
+
+        Args:
+            trainer: about to train.
+            pl_module: the module that is to learn.
+        """
+        super().on_fit_start(trainer, pl_module)
+        self._is_checked = isinstance(pl_module, ContinualLearner)
+        self._said = set()
+        self._known = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse data that never end, or that cannot be gone through once more.
+
+        Args:
+            trainer: has the data.
+            pl_module: the module that is to learn.
+        """
+        super().on_train_start(trainer, pl_module)
+        own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
+        if self.consolidates and self.batches is None and not callable(own):
+            refuse_used_up(trainer)
+            if self.samples is None:
+                refuse_endless(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Check, before the first step, that what matters can be told from what the step does.
+
+        Args:
+            trainer: unused.
+            pl_module: the module that is to learn.
+            batch: as the step will see it.
+            batch_idx: its place in the epoch.
+        """
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._is_checked:
+            return
+        self._is_checked = True
+        if not pl_module.automatic_optimization:
+            self._check_manual(pl_module, batch)
+        if self.consolidates:
+            self._examples = _examples_in(self._batches_of(trainer))
+            self._known = pl_module, self._seen(pl_module, batch)
+
+    def detach(self) -> None:
+        """Take away what was attached to the module; a second call does nothing."""
+        super().detach()
+        self._known = None
+
+    def _check_manual(self, module: LightningModule, batch: Any) -> None:
+        # one loss: the pull goes with it; several: their owner has to say with which
+        if not has_step(module) or not (self.consolidates or self.is_held):
+            return
+        with traceless(module), kept_tensors(module):
+            step = QuietStep(module)
+            watched(step, batch)
+        if len(step.backwards) == 1 and self._attached is not None:
+            self._attached.go_through_backward()
+        elif not step.backwards or (self.forward is None and self.likelihood is None):
+            raise LifelongError(
+                f"training_step calls manual_backward {len(step.backwards)} times for one batch; "
+                "wanted one loss that holds the network: type loss = loss + ewc.term(self) where "
+                "it is made, and pass likelihood= and forward=lambda module, batch: (output, "
+                "target) of that loss"
+            )
+
+    def _seen(self, network: nn.Module, batch: Any) -> Seen:
+        seen = self._looked(network, batch)
+        for remark in seen.remarks:
+            self._say(remark, rank_zero_warn)
+        if self._labels_for(seen) == "sampled" and self.labels is None:
+            self._say(
+                f"{self.title}: labels='sampled' was chosen, for exact ones take "
+                f"{seen.directions} backward passes an example; pass labels='exact' to have them",
+                rank_zero_info,
+            )
+        return seen
+
+    def _looked(self, network: nn.Module, batch: Any) -> Seen:
+        labels = self._wanted
+        # what was right before the first step is not refused after the last one
+        if self._known is not None and self._known[0] is network:
+            return self._known[1]
+        if has_step(network):
+            return see(
+                network,  # type: ignore[arg-type]
+                batch,
+                labels=labels,
+                likelihood=self.likelihood,
+                forward=self.forward,
+                include_frozen=self.include_frozen,
+            )
+        seen = Seen(self.forward, self.likelihood)
+        with traceless(network):
+            evaluation = Evaluation(network, self.forward, self.likelihood)
+            x, y = evaluation.pair(batch)
+            device = device_of(network)
+            some = map_tensors(lambda t: t.to(device), take(x, slice(0, 3)))
+            few = None if y is None else y[:3].to(device)
+            with Capture(evaluation, lambda _: False) as capture:
+                seen.directions = Layout(capture, some, few, labels).directions
+        return seen
+
+    @property
+    def _wanted(self) -> str:
+        if self.labels is not None:
+            return self.labels
+        # a function knows the batch's own labels only
+        own = self.likelihood is None or hasattr(self.likelihood, "empirical")
+        return "exact" if own else "empirical"
+
+    def _labels_for(self, seen: Seen) -> str:
+        n = self._examples if self.samples is None else self.samples
+        most = MOST_DIRECTIONS if n is None else MOST_DIRECTIONS * max(1.0, FEW / max(1, n))
+        too_dear = self.labels is None and seen.directions > most
+        return "sampled" if too_dear else self._wanted
+
+    def _say(self, line: str, how: Callable[[str], None]) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            how(line)
+
+    def _batches_of(self, trainer: Trainer) -> Iterable[Any]:
+        own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
+        if self.batches is not None or callable(own):
+            return super()._batches_of(trainer)
+        return FitBatches(trainer)
+
+
+class Forecast:
+    """Says how long a pass will take, once and early, where that is more than some seconds.
+
+    Args:
+        method: whose pass it is.
+        progress: told of the progress, too.
+        total: how many examples there will be, None where nothing says so.
+    """
+
+    def __init__(
+        self, method: EstimatingMethod, progress: Progress | None, total: int | None
+    ) -> None:
+        self._method, self._progress = method, progress
+        samples = method.samples
+        self._total = samples if total is None else min(total, samples or total)
+        self._start = time.monotonic()
+        self._is_said = False
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Take the progress.
+
+        Args:
+            done: examples that are done.
+            total: examples in all, None where unknown.
+        """
+        total = self._total if total is None else total
+        if self._progress is not None:
+            self._progress(done, total)
+        taken = time.monotonic() - self._start
+        if self._is_said or not done or taken < LONG / 20 or total is None:
+            return
+        self._is_said = True
+        whole = taken / done * total
+        if whole > LONG:
+            name = self._method.title
+            rank_zero_info(
+                f"{name}: what matters will take about {whole:.0f} s for {total} examples; "
+                "samples=1000 or labels='sampled' takes less"
+            )
+
+
+def _examples_in(batches: Iterable[Any]) -> int | None:
+    if isinstance(batches, FitBatches):
+        return batches.examples()
+    if isinstance(batches, list | tuple):
+        try:
+            return sum(count(batch) for batch in batches)
+        except ValueError:
+            return None
+    held = getattr(batches, "dataset", None)
+    return len(held) if hasattr(held, "__len__") else None  # type: ignore[arg-type]
