@@ -29,13 +29,14 @@ def test_a_stage_comes_back_with_its_network_and_its_penalty(tmp_path: Path) -> 
         torch.testing.assert_close(float(right), figure, rtol=0, atol=1e-6)
     # consolidated there: nothing has moved yet, and afterwards something has
     omega = [
-        float(before.penalty.value(dict(x.network.named_parameters()))) for x in (before, after)
+        float(before.method.penalty.value(dict(x.network.named_parameters())))
+        for x in (before, after)
     ]
     assert omega[0] == 0.0 < omega[1]
     # what was learnt once lies with both runs
     for name, tensor in learnt_stage(configs[1], 0).state_dict().items():
         assert torch.equal(tensor, before.state_dict()[name]), name
-    assert learnt_stage(configs[1], 1).ewc_lambda == second.ewc_lambda == 20.0
+    assert learnt_stage(configs[1], 1).method.ewc_lambda == second.ewc_lambda == 20.0
     elsewhere = compose_run([*SMALL, f"output_dir={tmp_path}/elsewhere"])
     with pytest.raises(LifelongError, match="finish that run first"):
         learnt_stage(elsewhere, 0)

@@ -89,8 +89,8 @@ def test_the_wheel_and_the_sources_carry_the_configuration(built: Path) -> None:
 
 
 OWN = {
-    "benchmark/mine.yaml": "name: mine\ntasks: {one: embedded_mnist}\n"
-    "defaults: [/base/images@_here_, _self_]\n",
+    "benchmark/mine.yaml": "name: mine\ntasks: {one: {dataset: embedded_mnist}}\n"
+    "defaults: [/base/images@tasks.one, _self_]\n",
     "method/gentle.yaml": "defaults: [ewc]\nname: gentle\newc_lambda: 3.0\n",
 }
 

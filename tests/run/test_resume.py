@@ -186,7 +186,7 @@ def test_another_run_is_refused_with_what_differs(
     for other, part in {
         "seed=3": "seed=0 there, 3 here",
         "model.hidden=[16]": "model.hidden=[32] there, [16] here",
-        "method.ewc_lambda=7": "method.ewc_lambda=10000.0 there, 7 here",
+        "method.ewc_lambda=7": "method.ewc_lambda=10000.0 there, 7.0 here",
         "method=finetune": "method.name=ewc there, finetune here",
     }.items():
         done = command("train", *SMALL, other, "hydra.run.dir=run", "resume=true")

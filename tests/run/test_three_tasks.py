@@ -9,7 +9,10 @@ import pytest
 
 from .conftest import SMALL, Command
 
-THIRD = "+benchmark.tasks.digits_again=embedded_mnist"
+THIRD = (
+    "+base@benchmark.tasks.digits_again=images",
+    "benchmark.tasks.digits_again.dataset=embedded_mnist",
+)
 OLD = ("digits_as_mnist", "digits_as_usps")
 MEAN = "mean of 2 old tasks"
 
@@ -20,7 +23,7 @@ def kept(path: Path) -> list[float]:
 
 
 def test_table_sentences_and_page_of_three_tasks_agree(command: Command, tmp_path: Path) -> None:
-    words = (*SMALL, THIRD, "logger=none", "method.ewc_lambda=0,1e3", "hydra.sweep.dir=sweep")
+    words = (*SMALL, *THIRD, "logger=none", "method.ewc_lambda=0,1e3", "hydra.sweep.dir=sweep")
     done = command("train", "-m", *words)
     assert done.code == 0, done.err
     sentence = re.search(rf"best λ = (\S+) by .* It kept ([\d.]+) % \({MEAN}, lost", done.out)
@@ -48,7 +51,7 @@ def test_table_sentences_and_page_of_three_tasks_agree(command: Command, tmp_pat
 
 def test_a_choice_over_three_tasks_speaks_of_their_mean(command: Command, tmp_path: Path) -> None:
     choice = ("choice.low=10", "choice.high=100", "choice.refine=0", "method.ewc_lambda=auto")
-    done = command("train", *SMALL, THIRD, "logger=none", *choice, "hydra.run.dir=run")
+    done = command("train", *SMALL, *THIRD, "logger=none", *choice, "hydra.run.dir=run")
     assert done.code == 0, done.err
     assert len(re.findall(rf"λ = 10+: kept [\d.]+ % \({MEAN}\), new", done.err)) == 2
     said = re.search(rf"It kept ([\d.]+) % \({MEAN}", done.err)

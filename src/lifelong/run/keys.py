@@ -75,8 +75,8 @@ def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
         The same, nested, without the others.
 
     Example:
-        >>> shaping({"seed": 1, "output_dir": "x", "benchmark": {"name": "b", "data_dir": "y"}})
-        {'seed': 1, 'benchmark': {}}
+        >>> shaping({"seed": 1, "output_dir": "x", "benchmark": {"name": "b", "tasks": {}}})
+        {'seed': 1, 'benchmark': {'tasks': {}}}
     """
     return _without(config, (*FREE, *LABELS))
 
