@@ -53,7 +53,8 @@ def execute(
             record_timing=False,
         )
         # a folder of its own for IPython too: what the user has it run at the start stays out
-        client.execute(env={**os.environ, "IPYTHONDIR": folder, **(environment or {})})
+        own = {"IPYTHONDIR": folder, "PYTHONWARNINGS": "ignore:IProgress"}
+        client.execute(env={**os.environ, **own, **(environment or {})})
     notebook.cells = cells
     return _without_accidents(notebook)
 
