@@ -79,6 +79,7 @@ def test_empirical_labels_square_the_score_of_the_given_label() -> None:
     assert_equal(fisher_diagonal(network, [(x, y)], labels="empirical"), wanted)
 
 
+@pytest.mark.slow
 def test_sampled_labels_converge_to_the_exact_expectation() -> None:
     network, x = perceptron(), torch.randn(10, 6)
     exact = torch.cat([f.flatten() for f in fisher_diagonal(network, [(x, None)]).values()])

@@ -22,6 +22,7 @@ from .conftest import SMALL, Command
 ENDS_WITHIN = 10.0
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(command: Command, tmp_path: Path) -> None:
     words = [*SMALL, "method.ewc_lambda=100", "val_fraction=0.1"]
     one = command("train", *words, "batch_size=64", "hydra.run.dir=one")

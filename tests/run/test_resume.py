@@ -265,6 +265,7 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same_bits(tmp_path: Pat
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "lifelong.train", *SMALL, "stages=off", "hydra.run.dir=run"]
     words += ["logger=none"]

@@ -110,6 +110,7 @@ def test_who_comes_second_waits_until_the_first_is_done(tmp_path: Path) -> None:
     assert told == ["another run is learning a; waiting for its result"]
 
 
+@pytest.mark.slow
 def test_of_two_runs_at_once_one_learns_and_the_other_waits(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "lifelong.train", "benchmark=embedded_digits", "max_epochs=20"]
     words += ["stages=st", "logger=none", "model.hidden=[64]"]

@@ -49,6 +49,7 @@ def test_table_sentences_and_page_of_three_tasks_agree(command: Command, tmp_pat
     assert all(f"| {name} validation % |" in f"{line} |" for name in (*OLD, MEAN))
 
 
+@pytest.mark.slow
 def test_a_choice_over_three_tasks_speaks_of_their_mean(command: Command, tmp_path: Path) -> None:
     choice = ("choice.low=10", "choice.high=100", "choice.refine=0", "method.ewc_lambda=auto")
     done = command("train", *SMALL, *THIRD, "logger=none", *choice, "hydra.run.dir=run")

@@ -93,8 +93,8 @@ def test_lambda_zero_is_fine_tuning_bit_for_bit(command: Command, tmp_path: Path
     "words",
     [
         ["method=ewc", "method.step=proximal", "method.ewc_lambda=1e12"],
-        ["method=kronecker_ewc"],
-        ["method=online_ewc", "method.damping=0.1"],
+        pytest.param(["method=kronecker_ewc"], marks=pytest.mark.slow),
+        pytest.param(["method=online_ewc", "method.damping=0.1"], marks=pytest.mark.slow),
         ["method=ewc", "method.step=proximal", "optimizer=sgd", "scheduler=constant"],
     ],
     ids=lambda words: " ".join(words),
