@@ -126,16 +126,20 @@ class Diagnose:
         """
         if not is_logging_step(trainer):
             return
-        pulls = self._pulls(params)
+        _, pulls = self._method.penalty.value_and_gradient(params, self._method.ewc_lambda)
         pull = float(nn.utils.get_total_norm(list(pulls.values())))
         scale = _gradient_scale(trainer, optimizer)
-        # An explicit penalty is part of the gradient already.
-        part = 1.0 if self._method.step == "explicit" else 0.0
-        rest = [
-            p.grad / scale - part * pulls[name] if name in pulls else p.grad / scale
-            for name, p in params.items()
-            if p.grad is not None
-        ]
+        # The pulls have been looked at; their memory takes the rest of the gradients. An explicit
+        # penalty is a part of these, a proximal one is not.
+        explicit = self._method.step == "explicit"
+        rest = []
+        for name, p in params.items():
+            if p.grad is None:
+                continue
+            grad = p.grad.detach()
+            grad = grad if scale == 1.0 else grad / scale
+            own = pulls.get(name) if explicit else None
+            rest.append(grad if own is None else torch.sub(grad, own, out=own))
         push = float(nn.utils.get_total_norm(rest))
         ratio = pull / push if push > 0 else 0.0
         self._looks += 1
@@ -189,12 +193,6 @@ class Diagnose:
                 f"{last:.3g} nats; a smaller {name} lets it learn"
             )
         return found
-
-    def _pulls(self, params: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        # Copies in name alone: they share the memory, and have a gradient of their own.
-        ghosts = {name: nn.Parameter(p.detach(), p.requires_grad) for name, p in params.items()}
-        self._method.penalty.add_gradient_(ghosts, self._method.ewc_lambda)
-        return {name: ghost.grad for name, ghost in ghosts.items() if ghost.grad is not None}
 
 
 def protecting_bound(penalty: Penalty) -> float:
