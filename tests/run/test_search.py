@@ -155,13 +155,19 @@ def test_a_search_that_cannot_begin_ends_at_once(
 
 @pytest.mark.slow
 def test_with_m_there_is_a_search_for_each_value(command: Command, tmp_path: Path) -> None:
-    words = ("search.trials=2", "method=ewc,finetune", "hydra.sweep.dir=sweep")
+    words = ("search.trials=2", "method=ewc,online_ewc", "hydra.sweep.dir=sweep")
     done = command("train", "-m", *SEARCH[:-1], *words)
     assert done.code == 0, done.err
     assert {path.parent.name for path in tmp_path.glob("sweep/*/search.json")} == {
-        *("method=ewc", "method=finetune")
+        *("method=ewc", "method=online_ewc")
     }
     assert done.out.count("best λ = ") == 2
+
+
+def test_a_method_without_lambda_has_nothing_to_search(command: Command) -> None:
+    done = command("train", *SEARCH, "method=finetune")
+    assert done.code == 1
+    assert "method=finetune has no λ to search; type method=ewc" in done.errors[-1]
 
 
 def test_without_optuna_the_error_says_what_to_install(

@@ -155,6 +155,8 @@ def check(config: DictConfig) -> None:
         if repr(_plain(OmegaConf.select(config, key))) != repr(value):
             OmegaConf.update(config, key, value)
     _check_bounds(values)
+    if config.search is not None and "ewc_lambda" not in config.method:
+        raise LifelongError(f"method={config.method.name} has no λ to search; type method=ewc")
     if values.method.ewc_lambda == AUTO:
         _check_auto(config)
     if config.trainer.accelerator != "auto":
