@@ -100,7 +100,8 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
     expected = results(tmp_path / "whole")
     chance, kills, number = random.Random(0), 0, 0
     said = []
-    while kills < wanted and number < 40:
+    # Few kills may all fall between two stages: go on until one fell within.
+    while number < 40 and (kills < wanted or not any("going on within" in x for x in said)):
         number += 1
         for _ in range(3):
             done = forked(
