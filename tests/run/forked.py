@@ -1,6 +1,7 @@
 """Runs commands in forks of one warm process, and kills them: a second each instead of ten.
 
-Standard input: a line of JSON for each command, {"words": [...], "kill_after": seconds or null}.
+Standard input: a line of JSON for each command, {"words": [...], "kill_after": seconds or null,
+"kill_at": files that all exist then, or null}.
 Standard output: a line of JSON each, {"code": exit code or null if killed, "err": its last words}.
 """
 
@@ -11,9 +12,10 @@ import signal
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 
-def run(words: list[str], kill_after: float | None) -> dict[str, object]:
+def run(words: list[str], kill_after: float | None, kill_at: list[str] | None) -> dict[str, object]:
     with tempfile.TemporaryFile("w+") as said:
         child = os.fork()
         if child == 0:
@@ -27,7 +29,8 @@ def run(words: list[str], kill_after: float | None) -> dict[str, object]:
             if done:
                 code = os.waitstatus_to_exitcode(status)
                 break
-            if deadline is not None and time.monotonic() > deadline:
+            late = deadline is not None and time.monotonic() > deadline
+            if late or (kill_at and all(Path(path).exists() for path in kill_at)):
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 code = None

@@ -71,6 +71,7 @@ def test_a_run_leaves_what_the_readme_promises(command: Command, tmp_path: Path)
     )
 
 
+@pytest.mark.slow
 def test_lambda_zero_is_fine_tuning_bit_for_bit(command: Command, tmp_path: Path) -> None:
     for name, words in {
         "zero": ["method=ewc", "method.ewc_lambda=0"],
@@ -95,7 +96,10 @@ def test_lambda_zero_is_fine_tuning_bit_for_bit(command: Command, tmp_path: Path
         ["method=ewc", "method.step=proximal", "method.ewc_lambda=1e12"],
         pytest.param(["method=kronecker_ewc"], marks=pytest.mark.slow),
         pytest.param(["method=online_ewc", "method.damping=0.1"], marks=pytest.mark.slow),
-        ["method=ewc", "method.step=proximal", "optimizer=sgd", "scheduler=constant"],
+        pytest.param(
+            ["method=ewc", "method.step=proximal", "optimizer=sgd", "scheduler=constant"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda words: " ".join(words),
 )
