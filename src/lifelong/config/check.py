@@ -68,6 +68,9 @@ class Method(BaseModel):
     step: Literal["explicit", "proximal"] = "explicit"
     labels: Literal["exact", "sampled", "empirical"] = "exact"
     merge: Literal["sum", "nearest"] = "sum"
+    at_most: Positive | None = _needs("a finite number above 0", 0.02, default=None)
+    watch: Annotated[Whole, _needs("a whole number of at least 2", 200, ge=2)] = 200
+    unit: Literal["nats", "points"] = "nats"
 
 
 class Trainer(BaseModel):
@@ -251,7 +254,9 @@ def _check_bounds(values: Choices) -> None:
 
 def _check_auto(config: DictConfig) -> None:
     wrong = None
-    if config.trainer.max_time is not None:
+    if config.method.get("at_most") is not None:
+        wrong = "method.at_most, which moves λ by itself; leave one of them out"
+    elif config.trainer.max_time is not None:
         wrong = "trainer.max_time: a clock makes no two runs comparable; leave one of them out"
     elif config.trainer.devices != 1 or is_one_of_several():
         wrong = "several processes; choose λ in one (trainer=cpu), then type that λ"

@@ -132,3 +132,11 @@ class StageData(LightningDataModule):
             Batches that are neither shuffled nor augmented.
         """
         return iter(self.current.consolidation_batches(rank=rank, world_size=world_size))
+
+    def held_out_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The validation images of the task that is learnt: like it, and not learnt.
+
+        Returns:
+            Batches, all of them in each process.
+        """
+        return iter(self.current.val_dataloader())

@@ -17,7 +17,9 @@ Precision = Literal["float32", "bfloat16", "log8"]
 FORMAT = "lifelong anchor 1"
 OCTAVES = 48  # what 255 steps of a logarithm reach down from the largest F
 # Of this fit or this place, not of what was learnt.
-PASSING = {"self", "ewc_lambda", "anchor", "batches", "consolidates", "diagnostics"}
+PASSING = {"self", "ewc_lambda", "anchor", "batches", "consolidates", "diagnostics"} | {
+    *("at_most", "watch", "unit")
+}
 
 
 @dataclass(frozen=True)

@@ -78,12 +78,15 @@ class Method(Callback):
             log_objective(module, loss, 0.0, 0.0)
         return loss
 
-    def consolidate(self, module: nn.Module, batches: Iterable[Any]) -> None:
+    def consolidate(
+        self, module: nn.Module, batches: Iterable[Any], held_out: Iterable[Any] | None = None
+    ) -> None:
         """Take up what a task has taught; nothing here.
 
         Args:
             module: as learning the task left it.
             batches: of the task's training data.
+            held_out: of its data that were not learnt, where there are such.
         """
 
     def single_importances(self) -> dict[str, Tensor]:

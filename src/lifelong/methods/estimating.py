@@ -1,7 +1,7 @@
 """What methods share that estimate a Fisher information: of what, checked when, at what cost."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lifelong.core.fisher.capture import Capture
-from lifelong.core.fisher.evaluation import AnyLikelihood, Evaluation, Forward
+from lifelong.core.fisher.evaluation import TARGETS, AnyLikelihood, Evaluation, Forward
 from lifelong.core.fisher.examples import count, map_tensors, take
 from lifelong.core.fisher.likelihoods.base import check_labels
 from lifelong.core.fisher.probe import Layout
@@ -21,6 +21,7 @@ from lifelong.learning import ContinualLearner
 from lifelong.learning.fit_batches import FitBatches, as_step_sees, refuse_endless, refuse_used_up
 from lifelong.learning.progress import Progress
 from lifelong.learning.quiet import QuietStep, has_step, kept_tensors
+from lifelong.learning.sample import moved
 from lifelong.learning.seen import Seen, see, watched
 from lifelong.methods.penalty_method import PenaltyMethod, given
 
@@ -61,7 +62,7 @@ class EstimatingMethod(PenaltyMethod):
     def __init__(
         self,
         penalty: Penalty,
-        ewc_lambda: float,
+        ewc_lambda: float | None,
         *,
         labels: Labels | None = None,
         samples: int | None = None,
@@ -98,6 +99,7 @@ class EstimatingMethod(PenaltyMethod):
         Returns:
             A mean over examples.
         """
+        batches = self.draw_from(network, batches, self.samples)
         stranger = isinstance(network, LightningModule)
         if self.labels is not None and not stranger:
             return self._pass(network, batches, Seen(self.forward, self.likelihood), progress)
@@ -240,6 +242,31 @@ class EstimatingMethod(PenaltyMethod):
                 seen.directions = Layout(capture, some, few, labels).directions
         return seen
 
+    def way_to_outputs(self, network: nn.Module, batch: Any) -> Evaluation:
+        """How the outputs of what is watched are had, and what they mean.
+
+        Args:
+            network: the bare one.
+            batch: of what is watched; as the training step takes it, or inputs alone.
+
+        Returns:
+            The evaluation.
+
+        Raises:
+            LifelongError: when inputs alone do not show what the output means.
+        """
+        seen = Seen(self.forward, self.likelihood)
+        if has_step(network):
+            if self.forward is not None or not _is_inputs_alone(batch):
+                seen = self._looked(network, moved(batch, device_of(network)))
+            elif self.likelihood is None and self.likelihood_name != "categorical":
+                raise LifelongError(
+                    f"what is watched has no labels, and what was learnt is {self.likelihood_name};"
+                    " wanted what the output means: pass likelihood=, or watch=batches as the "
+                    "training step takes them"
+                )
+        return Evaluation(network, seen.forward, seen.likelihood)
+
     @property
     def _wanted(self) -> str:
         if self.labels is not None:
@@ -305,6 +332,12 @@ class Forecast:
                 f"{name}: what matters will take about {whole:.0f} s for {total} examples; "
                 "samples=1000 or labels='sampled' takes less"
             )
+
+
+def _is_inputs_alone(batch: Any) -> bool:
+    if isinstance(batch, Mapping):
+        return not any(name in batch for name in TARGETS)
+    return isinstance(batch, tuple | list) and len(batch) == 1
 
 
 def _examples_in(batches: Iterable[Any]) -> int | None:

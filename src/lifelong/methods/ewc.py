@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from lifelong.core import QuadraticPenalty, fisher_diagonal
 from lifelong.core.fisher.evaluation import AnyLikelihood, Forward
+from lifelong.methods.budget import Unit
 from lifelong.methods.estimating import EstimatingMethod, Labels
 from lifelong.methods.penalty_method import Step
 from lifelong.methods.selection import Patterns
@@ -31,7 +32,7 @@ class EWC(EstimatingMethod):
     in each give the same mean, at W times the work, but padding of your own would count.
 
     Args:
-        ewc_lambda: λ ≥ 0; 0 is fine-tuning, bit for bit.
+        ewc_lambda: λ ≥ 0; 0 is fine-tuning, bit for bit. With ``at_most`` where λ begins.
         step: ``explicit``: λΩ is in the loss; ``proximal``: it acts after the optimizer's step
             (SGD, Adam, AdamW), stable for every λ.
         labels: ``exact`` (expectation over the network's own labels), ``sampled`` (one draw from
@@ -61,6 +62,12 @@ class EWC(EstimatingMethod):
             protected, too, for the day when they are trained.
         freeze_norm: whether batch norms keep, once something is consolidated, the running
             statistics that they have then; by default they do. No λ holds what is no parameter.
+        at_most: a budget instead of λ: by how many nats the predictions on old inputs may change
+            in the mean; λ, from wherever it begins, follows it. See ``Budget``.
+        watch: these old inputs: how many to keep of each task as it is consolidated (200), or the
+            inputs themselves, without labels: a tensor, or batches as the training step takes them.
+        unit: of the budget: ``nats``, or ``points`` of the true label's probability, for which what
+            is watched needs labels.
 
     Raises:
         ValueError: when λ is negative or not finite, or another argument does not fit.
@@ -78,7 +85,7 @@ class EWC(EstimatingMethod):
 
     def __init__(
         self,
-        ewc_lambda: float,
+        ewc_lambda: float | None = None,
         *,
         step: Step = "explicit",
         labels: Labels | None = None,
@@ -96,6 +103,9 @@ class EWC(EstimatingMethod):
         ignore: Patterns = None,
         include_frozen: bool = False,
         freeze_norm: bool | None = None,
+        at_most: float | None = None,
+        watch: Any = None,
+        unit: Unit = "nats",
     ) -> None:
         super().__init__(
             QuadraticPenalty(damping),
@@ -115,4 +125,7 @@ class EWC(EstimatingMethod):
             ignore=ignore,
             include_frozen=include_frozen,
             freeze_norm=freeze_norm,
+            at_most=at_most,
+            watch=watch,
+            unit=unit,
         )

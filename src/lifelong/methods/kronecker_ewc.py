@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from lifelong.core import KroneckerPenalty, kronecker_factors
 from lifelong.core.fisher.evaluation import AnyLikelihood, Forward
+from lifelong.methods.budget import Unit
 from lifelong.methods.estimating import EstimatingMethod, Labels
 from lifelong.methods.penalty_method import Step
 from lifelong.methods.selection import Patterns
@@ -38,6 +39,12 @@ class KroneckerEWC(EstimatingMethod):
             protected, too, for the day when they are trained.
         freeze_norm: whether batch norms keep, once something is consolidated, the running
             statistics that they have then; by default they do. No λ holds what is no parameter.
+        at_most: a budget instead of λ: by how many nats the predictions on old inputs may change
+            in the mean; λ, from wherever it begins, follows it. See ``Budget``.
+        watch: these old inputs: how many to keep of each task as it is consolidated (200), or the
+            inputs themselves, without labels: a tensor, or batches as the training step takes them.
+        unit: of the budget: ``nats``, or ``points`` of the true label's probability, for which what
+            is watched needs labels.
 
     Raises:
         ValueError: when an argument does not fit.
@@ -52,11 +59,12 @@ class KroneckerEWC(EstimatingMethod):
     """
 
     title: ClassVar[str] = "Kronecker EWC"
+    first_lambda: ClassVar[float] = 1e2
     estimator = staticmethod(kronecker_factors)
 
     def __init__(
         self,
-        ewc_lambda: float,
+        ewc_lambda: float | None = None,
         *,
         step: Step = "explicit",
         labels: Labels | None = None,
@@ -76,6 +84,9 @@ class KroneckerEWC(EstimatingMethod):
         ignore: Patterns = None,
         include_frozen: bool = False,
         freeze_norm: bool | None = None,
+        at_most: float | None = None,
+        watch: Any = None,
+        unit: Unit = "nats",
     ) -> None:
         super().__init__(
             KroneckerPenalty(damping, merge, precision),
@@ -95,4 +106,7 @@ class KroneckerEWC(EstimatingMethod):
             ignore=ignore,
             include_frozen=include_frozen,
             freeze_norm=freeze_norm,
+            at_most=at_most,
+            watch=watch,
+            unit=unit,
         )

@@ -23,5 +23,7 @@ class OnlineEWC(EWC):
 
     title: ClassVar[str] = "online EWC"
 
-    def __init__(self, ewc_lambda: float, *, decay: float = 0.95, **settings: Any) -> None:
+    def __init__(
+        self, ewc_lambda: float | None = None, *, decay: float = 0.95, **settings: Any
+    ) -> None:
         super().__init__(ewc_lambda, decay=decay, **settings)

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -25,9 +25,11 @@ from lifelong.learning.objective import (
 from lifelong.learning.progress import Progress, pass_progress
 from lifelong.learning.shards import share_of_loader
 from lifelong.methods.base import network_of
+from lifelong.methods.budget import EVERY
 from lifelong.methods.holding import Holding
 
 Step = Literal["explicit", "proximal"]
+SLACK = 0.1  # of the budget: what the bound may exceed it by without a warning
 WATCHED = "lifelong: how λ was watched"  # a key of the Trainer's checkpoints
 
 
@@ -50,7 +52,7 @@ class PenaltyMethod(Holding):
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched: figures in the log, warnings at the end of a fit.
         **holding: what ``Holding`` takes: ``anchor``, ``modules``, ``ignore``, ``include_frozen``,
-            ``freeze_norm``.
+            ``freeze_norm``, ``at_most``, ``watch``, ``unit``.
 
     Raises:
         ValueError: when λ is negative or not finite, or another argument does not fit.
@@ -59,7 +61,7 @@ class PenaltyMethod(Holding):
     def __init__(
         self,
         penalty: Penalty,
-        ewc_lambda: float,
+        ewc_lambda: float | None,
         *,
         step: Step = "explicit",
         decay: float = 1.0,
@@ -81,6 +83,9 @@ class PenaltyMethod(Holding):
         self._term: PenaltyTerm | None = None
         self._hooks: list[RemovableHandle] = []
         self._params: dict[str, nn.Parameter] = {}
+        self.kept: dict[str, float] = {}  # of the budget, at the end of the last fit
+        self._last_look = 0
+        self._most_lambda: float | None = None
 
     def estimate(
         self, network: nn.Module, batches: Iterable[Any], *, progress: Progress | None = None
@@ -123,9 +128,13 @@ class PenaltyMethod(Holding):
                 with torch.autocast(loss.device.type, enabled=False):
                     omega = self.penalty.value(self._params)
             log_objective(module, loss, float(omega), self.ewc_lambda)
+            if self.budget is not None and self.is_held:
+                write_figures(module.trainer.loggers, self._kept(), step_of(module))
         return whole
 
-    def consolidate(self, module: nn.Module, batches: Iterable[Any]) -> None:
+    def consolidate(
+        self, module: nn.Module, batches: Iterable[Any], held_out: Iterable[Any] | None = None
+    ) -> None:
         """Hold the network, from now on, to what it knows of these batches.
 
         At any time and in any loop: after a task, or on pretrained weights before any training.
@@ -133,12 +142,15 @@ class PenaltyMethod(Holding):
         Args:
             module: as learning left it.
             batches: of the data that it shall still know.
+            held_out: of such data that were not learnt, for a budget; by default ``batches``.
         """
         network = network_of(module)
+        self.draw_inputs(network, held_out)
         counted = Counted(self.estimate)
         with pass_progress(f"{self.title}: what matters for {_task(module)}") as shown:
             importance = counted(network, batches, progress=shown)
         self.fold(network, importance, counted.examples)
+        self.remember_inputs(network)
 
     def fold(self, network: nn.Module, importance: Importance, examples: int = 0) -> None:
         """Take an importance and the parameters up into the penalty.
@@ -182,6 +194,9 @@ class PenaltyMethod(Holding):
         # What is resumed has loaded what was seen before.
         if self._diagnose is not None and trainer.ckpt_path is None:
             self._diagnose.begin()
+        if self.budget is not None and trainer.ckpt_path is None:
+            self.budget.begin()
+        self._last_look, self._most_lambda = 0, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the proximal step follow the optimizers' own; say where an explicit one diverges.
@@ -196,6 +211,24 @@ class PenaltyMethod(Holding):
                 self._hooks.append(optimizer.register_step_post_hook(self._proximal_step))
             elif self.is_held and isinstance(optimizer, torch.optim.SGD):
                 self._warn_if_stiff(optimizer)
+                self._most_lambda = stiffest(self.penalty, optimizer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Let λ follow its budget.
+
+        Args:
+            trainer: knows the step.
+            pl_module: the module that learns.
+            batch: unused.
+            batch_idx: unused.
+        """
+        # At the start of a step, so that one that is resumed after the last finds the same.
+        step = int(trainer.global_step)
+        if self.budget is not None and step % EVERY == 0 and step != self._last_look:
+            self._last_look = step
+            self.follow_budget(network_of(pl_module), self._most_lambda)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the mean loss of an epoch.
@@ -243,6 +276,8 @@ class PenaltyMethod(Holding):
             if not isinstance(pl_module, ContinualLearner):  # a run says them by itself
                 for line in self.warnings:
                     rank_zero_warn(line)
+        if self.budget is not None and self.is_held:
+            self._close_budget(network_of(pl_module), pl_module)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Consolidate the task that was just learnt.
@@ -255,11 +290,14 @@ class PenaltyMethod(Holding):
         if not own and self.counts_twice(trainer, pl_module):
             return
         network, counted = network_of(pl_module), Counted(self.estimate)
+        held_out = getattr(trainer.datamodule, "held_out_batches", None)  # type: ignore[attr-defined]
+        self.draw_inputs(network, held_out() if callable(held_out) else None)
         with pass_progress(f"{self.title}: what matters for {_task(pl_module)}") as shown:
             importance = estimate_over_processes(
                 trainer, counted, network, self._batches_of(trainer), shown
             )
         self.fold(network, importance, counted.over_processes(trainer))
+        self.remember_inputs(network)
         if not own:
             self.note_fit(trainer, pl_module)
         write_figures(trainer.loggers, self.figures, step_of(pl_module))
@@ -340,6 +378,35 @@ class PenaltyMethod(Holding):
         assert batches is not None
         return share_of_loader(batches, rank, world_size)
 
+    def _kept(self) -> dict[str, float]:
+        assert self.budget is not None
+        return {
+            "forgetting/watched": self.budget.mean,
+            "forgetting/watched_upper": self.budget.upper,
+            "forgetting/ewc_lambda": self.ewc_lambda,
+        }
+
+    def _close_budget(self, network: nn.Module, module: LightningModule) -> None:
+        budget = self.budget
+        assert budget is not None
+        budget.look(network, self.way_to_outputs, everywhere=True)
+        self.kept = self._kept() | {"forgetting/watched_bytes": float(budget.bytes)}
+        write_figures(module.trainer.loggers, self.kept, step_of(module))
+        rank_zero_info(
+            f"{self.title}: {budget.inputs} old inputs were watched ({budget.bytes / 1e6:.3g} MB, "
+            f"{budget.seconds:.1f} s of this fit): they changed by {budget.mean:.3g} "
+            f"{budget.unit}, {budget.upper:.3g} at most (90 %), λ ended at {self.ewc_lambda:.3g}"
+        )
+        if budget.upper > budget.at_most * (1 + SLACK):
+            line = (
+                f"the budget was not kept: {budget.inputs} old inputs changed by {budget.mean:.3g} "
+                f"{budget.unit}, {budget.upper:.3g} at most, where {budget.at_most:g} was wanted; "
+                f"{self.advice('more steps, or a smaller learning rate at the end')}"
+            )
+            self.warnings.append(line)
+            if not isinstance(module, ContinualLearner):
+                rank_zero_warn(line)
+
     def _proximal_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self.is_held and not left_its_step_out(optimizer):
             self.penalty.proximal_step_(self._params, step_sizes(optimizer), self.ewc_lambda)
@@ -353,6 +420,21 @@ class PenaltyMethod(Holding):
                 f"lr·λ·F_max is {stiffness:.2g} at λ = {self.ewc_lambda:g}: an explicit step "
                 f"diverges above 2; {cure}"
             )
+
+
+def stiffest(penalty: Penalty, optimizer: torch.optim.Optimizer) -> float | None:
+    """The largest λ whose explicit step converges without oscillating: lr · λ · F_max = 1.
+
+    Args:
+        penalty: Ω.
+        optimizer: gradient descent.
+
+    Returns:
+        λ; None where nothing is held.
+    """
+    rate = max(float(group["lr"]) for group in optimizer.param_groups)
+    curvature = penalty.largest_curvature()
+    return 1.0 / (rate * curvature) if rate * curvature > 0 else None
 
 
 def left_its_step_out(optimizer: torch.optim.Optimizer) -> bool:

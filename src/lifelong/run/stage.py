@@ -147,7 +147,7 @@ def recall(
         method.figures = dict(state["figures"])
     elif method.consolidates:
         learner.to(trainer.strategy.root_device)
-        method.consolidate(learner, data.consolidation_batches())
+        method.consolidate(learner, data.consolidation_batches(), data.held_out_batches())
         learner.cpu()
     if method.consolidates:
         step = learner.steps_before + learnt.steps

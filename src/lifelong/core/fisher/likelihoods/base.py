@@ -105,6 +105,40 @@ class Likelihood:
             "'empirical': type one of them, or write exact(output, target)"
         )
 
+    def divergence(self, before: Tensor, after: Tensor, target: Tensor | None) -> Tensor:
+        """Return `KL(p(· | before) ‖ p(· | after))` of every example, in nats for each label.
+
+        Scale: the mean over an example's labels (positions, outputs), so that it means the same for
+        one label as for many.
+
+        Args:
+            before: The output `[N, ...]` of the network as it was.
+            after: That of the network as it is, in the same shape.
+            target: The labels, which say at most what is ignored; None where there are none.
+
+        Raises:
+            ValueError: If the likelihood cannot say.
+        """
+        del before, after, target
+        raise ValueError(
+            f"{type(self).__name__} cannot compare two predictions; wanted a likelihood that can: "
+            "pass Categorical(), Gaussian() or Bernoulli(), or write divergence(before, after, "
+            "target) -> [N]"
+        )
+
+    def uncertainty(self, output: Tensor, target: Tensor | None) -> Tensor:
+        """Return how much a change of the output could change the predictions, for each example.
+
+        Scale: the trace of the Fisher information in the output's space, the mean over an example's
+        labels; ones where a likelihood does not say.
+
+        Args:
+            output: The output `[N, ...]`.
+            target: The labels, which say at most what is ignored; None where there are none.
+        """
+        del target
+        return torch.ones(len(output), device=output.device)
+
     def sampled(
         self, output: Tensor, target: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:

@@ -84,6 +84,39 @@ class Categorical(Likelihood):
         log_p = logits.log_softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
         return log_p.where(counts, 0).reshape(len(output), -1).sum(dim=1)
 
+    def divergence(self, before: Tensor, after: Tensor, target: Tensor | None) -> Tensor:
+        """Return `Σ_c p_c (log p_c − log q_c)`, the mean over the positions that count.
+
+        Args:
+            before: The scores `[N, ..., C, ...]` whose softmax is p.
+            after: Those whose softmax is q.
+            target: The labels `[N, ...]`, which say what is ignored; None where there are none.
+
+        Returns:
+            For each example its divergence in nats `[N]`; 0 where no position counts.
+        """
+        p, _ = self._logits(before, target)
+        q, _ = self._logits(after, target)
+        log_p = at_least_float32(p).log_softmax(-1)
+        log_q = at_least_float32(q).log_softmax(-1)
+        # a class that p rules out adds nothing, whatever q says of it
+        each = (log_p.exp() * (log_p - log_q)).where(log_p > -torch.inf, 0).sum(-1)
+        return _mean_over(self._counts(p, target), each)
+
+    def uncertainty(self, output: Tensor, target: Tensor | None) -> Tensor:
+        """Return `1 − Σ_c p_c²`, the mean over the positions that count.
+
+        Args:
+            output: The scores `[N, ..., C, ...]`.
+            target: The labels `[N, ...]`, which say what is ignored; None where there are none.
+
+        Returns:
+            For each example a number from 0 to 1 `[N]`.
+        """
+        logits, _ = self._logits(output, target)
+        each = 1 - at_least_float32(logits).softmax(-1).square().sum(-1)
+        return _mean_over(self._counts(logits, target), each)
+
     def exact(self, output: Tensor, target: Tensor | None) -> Directions:
         """Return the `C − 1` contrasts of every position, see `Contrasts`.
 
@@ -254,6 +287,14 @@ class _Placed:
 
     def direction(self, index: int) -> Tensor:
         return self._owner.placed(self._inner.direction(index), self._output, self._dim)
+
+
+def _mean_over(counts: Tensor | None, each: Tensor) -> Tensor:
+    # over the positions that count, 0 where none does
+    if counts is None:
+        return each.reshape(len(each), -1).mean(dim=1)
+    number = counts.reshape(len(each), -1).sum(dim=1).clamp_min(1)
+    return each.where(counts, 0).reshape(len(each), -1).sum(dim=1) / number
 
 
 def _one_hot_minus(p: Tensor, y: Tensor, counts: Tensor | None) -> Tensor:

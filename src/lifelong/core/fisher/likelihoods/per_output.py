@@ -45,6 +45,19 @@ class PerOutput(Likelihood):
         del target
         return Axes(self.information(widest(output.detach())), output.dtype)
 
+    def uncertainty(self, output: Tensor, target: Tensor | None) -> Tensor:
+        """Return the mean information of an example's outputs.
+
+        Args:
+            output: The network's output `[N, ...]`.
+            target: Not looked at.
+
+        Returns:
+            For each example a number of at least 0 `[N]`.
+        """
+        del target
+        return self.information(at_least_float32(output)).reshape(len(output), -1).mean(dim=1)
+
 
 class Gaussian(PerOutput):
     r"""Numbers with independent Gaussian noise of one standard deviation σ.
@@ -93,6 +106,21 @@ class Gaussian(PerOutput):
         y = _like(target, output, "Gaussian")
         each = -0.5 * ((y - output) / self.sigma) ** 2 - math.log(self.sigma * math.sqrt(math.tau))
         return each.reshape(len(output), -1).sum(dim=1)
+
+    def divergence(self, before: Tensor, after: Tensor, target: Tensor | None) -> Tensor:
+        """Return `(before − after)² / (2 σ²)`, the mean over an example's outputs.
+
+        Args:
+            before: The output `[N, ...]` of the network as it was.
+            after: That of the network as it is.
+            target: Not looked at.
+
+        Returns:
+            For each example its divergence in nats `[N]`.
+        """
+        del target
+        each = 0.5 * ((after - before) / self.sigma) ** 2
+        return each.reshape(len(each), -1).mean(dim=1)
 
     def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return the output with noise.
@@ -152,6 +180,23 @@ class Bernoulli(PerOutput):
             )
         each = nn.functional.binary_cross_entropy_with_logits(output, y, reduction="none")
         return -each.reshape(len(output), -1).sum(dim=1)
+
+    def divergence(self, before: Tensor, after: Tensor, target: Tensor | None) -> Tensor:
+        """Return that of two coins, the mean over an example's labels.
+
+        Args:
+            before: The logits `[N, ...]` of the network as it was.
+            after: Those of the network as it is.
+            target: Not looked at.
+
+        Returns:
+            For each example its divergence in nats `[N]`.
+        """
+        del target
+        a, b = at_least_float32(before), at_least_float32(after)
+        softplus = nn.functional.softplus
+        each = a.sigmoid() * (a - b) + softplus(b) - softplus(a)
+        return each.reshape(len(each), -1).mean(dim=1)
 
     def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return labels drawn from the network's own probabilities.

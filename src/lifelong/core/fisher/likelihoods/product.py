@@ -72,6 +72,39 @@ class Product(Likelihood):
         each = zip(self.parts, self._outputs(output), self._labels(target), strict=True)
         return torch.stack([part.log_prob(f, y) for part, f, y in each]).sum(dim=0)
 
+    def divergence(self, before: Tensor, after: Tensor, target: Tensor | None) -> Tensor:
+        """Return the sum of the parts' divergences.
+
+        Args:
+            before: The row of outputs of the network as it was.
+            after: That of the network as it is.
+            target: The row of targets; they say at most which positions count.
+
+        Returns:
+            For each example its divergence in nats `[N]`.
+        """
+        each = zip(
+            self.parts,
+            self._outputs(before),
+            self._outputs(after),
+            self._labels(target),
+            strict=True,
+        )
+        return torch.stack([part.divergence(f, g, y) for part, f, g, y in each]).sum(dim=0)
+
+    def uncertainty(self, output: Tensor, target: Tensor | None) -> Tensor:
+        """Return the sum of the parts' uncertainties.
+
+        Args:
+            output: The row of outputs.
+            target: The row of targets; they say at most which positions count.
+
+        Returns:
+            For each example a number of at least 0 `[N]`.
+        """
+        each = zip(self.parts, self._outputs(output), self._labels(target), strict=True)
+        return torch.stack([part.uncertainty(f, y) for part, f, y in each]).sum(dim=0)
+
     def sampled(
         self, output: Tensor, target: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
