@@ -310,7 +310,7 @@ def test_the_term_follows_a_network_that_moves_to_another_precision(kind: str) -
 
 
 def test_pieces_of_large_parameters_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lifelong.core.penalty.quadratic.PIECE", 4)
+    monkeypatch.setattr("lifelong.core.penalty.pull.PIECE", 4)
     test_value_and_gradient_are_those_of_the_formula("diagonal")
 
 

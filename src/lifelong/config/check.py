@@ -68,6 +68,8 @@ class Method(BaseModel):
     step: Literal["explicit", "proximal"] = "explicit"
     labels: Literal["exact", "sampled", "empirical"] = "exact"
     merge: Literal["sum", "nearest"] = "sum"
+    storage: Literal["float32", "bfloat16", "log8"] = "float32"
+    device: Literal["cpu"] | None = _needs("cpu or null", "cpu", default=None)
 
 
 class Trainer(BaseModel):

@@ -86,7 +86,7 @@ class Method(Callback):
             batches: of the task's training data.
         """
 
-    def single_importances(self) -> dict[str, Tensor]:
+    def single_importances(self) -> Mapping[str, Tensor]:
         """How much each single parameter matters, where the method knows.
 
         Returns:
