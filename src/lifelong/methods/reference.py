@@ -94,5 +94,5 @@ def _digest(tensor: Tensor) -> str:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     about = f"{NAMES[tensor.dtype]} {list(tensor.shape)} ".encode()
     digest = hashlib.sha256(about)
-    digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from torch import Tensor
 from lifelong.core.penalty.proximal import proximal_step_
 from lifelong.core.penalty.pull import add_pull_, price, price_and_pull
 from lifelong.core.penalty.sharded import Sum, check_whole, like, local, over_parts
-from lifelong.core.penalty.storage import Kept, Storage
+from lifelong.core.penalty.storage import Kept
 from lifelong.core.penalty.stored import StoredDiagonal
 
 
@@ -83,7 +83,7 @@ class QuadraticPenalty(StoredDiagonal):
         self,
         damping: float = 0.0,
         *,
-        storage: Storage = "float32",
+        storage: str = "float32",
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(storage, device)
@@ -263,8 +263,8 @@ class QuadraticPenalty(StoredDiagonal):
             if param in step_sizes:
                 step = step_sizes[param]
                 own = local(step) if isinstance(step, Tensor) else step
-                there = anchor.to(theta.device), f.to(theta.device).decoded()
-                proximal_step_(theta, *there, own, weight)
+                whole = f.to(theta.device).decoded(torch.promote_types(theta.dtype, torch.float32))
+                proximal_step_(theta, anchor.to(theta.device), whole, own, weight)
 
     def largest_curvature(self) -> float:
         """F̄_max, the largest eigenvalue of Ω's Hessian, which is diagonal; 0 when empty.

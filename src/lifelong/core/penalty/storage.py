@@ -96,7 +96,7 @@ def from_log8(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def rekeyed(
-    state: MutableMapping[str, Any], prefix: str, names: Iterable[str], storage: Storage
+    state: MutableMapping[str, Any], prefix: str, names: Iterable[str], storage: str
 ) -> None:
     """Make a penalty's state one whose F̄ is kept in another way.
 

@@ -11,7 +11,6 @@ from lifelong.core.penalty.reshaping import ReshapedDiagonal, set_buffer
 from lifelong.core.penalty.sharded import entire, local, shard
 from lifelong.core.penalty.storage import (
     Kept,
-    Storage,
     check_storage,
     rekeyed,
     to_bfloat16,
@@ -33,10 +32,10 @@ class StoredDiagonal(ReshapedDiagonal):
     constant: Tensor
     folds: Tensor
 
-    def __init__(self, storage: Storage, device: torch.device | str | None) -> None:
+    def __init__(self, storage: str, device: torch.device | str | None) -> None:
         super().__init__()
         check_storage(storage)
-        self.storage: Storage = storage
+        self.storage = storage
         self.device = None if device is None else torch.device(device)
         self.importance = nn.Module()
         self.anchor = nn.Module()
@@ -118,7 +117,8 @@ class StoredDiagonal(ReshapedDiagonal):
     def _keep(self, name: str, f: Tensor, dtype: torch.dtype, *, is_new: bool) -> None:
         draws = None
         if not is_new and self.storage != "float32":
-            draws = Generator().manual_seed(crc32(name.encode()) + (int(self.folds) << 32))
+            # torch's generator looks at 32 bits of a seed
+            draws = Generator().manual_seed(crc32(f"{int(self.folds)} {name}".encode()))
         if self.storage == "log8":
             f, scale = to_log8(f, draws)
             set_buffer(self.scale, name, scale)
