@@ -133,7 +133,8 @@ def test_value_gradient_and_step_are_those_of_the_formula(
     assert float(whole) == pytest.approx(float(loss) + 30.0 * float(omega), rel=bound)
     (0.25 * whole).backward()
     for p, pull in zip(theta.values(), expected, strict=True):
-        torch.testing.assert_close(p.grad, (0.25 * (2 * p + pull)).detach(), rtol=10 * bound, atol=bound)  # fmt: skip
+        whole_gradient = (0.25 * (2 * p + pull)).detach()
+        torch.testing.assert_close(p.grad, whole_gradient, rtol=10 * bound, atol=bound)
     before = {n: p.detach().clone() for n, p in theta.items()}
     penalty.proximal_step_(theta, dict.fromkeys(theta.values(), 0.1), 30.0)
     for n, f in penalty.importances().items():
@@ -231,8 +232,8 @@ def test_one_parameter_at_a_time_is_brought_and_made(monkeypatch: pytest.MonkeyP
     class Bytes(torch.utils._python_dispatch.TorchDispatchMode):
         """Counts what was asked for and is still there, as a device's allocator would."""
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # fmt: skip
-            out = func(*args, **(kwargs or {}))
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), also: Any = None) -> Any:
+            out = func(*args, **(also or {}))
             if isinstance(out, Tensor) and not out._is_view() and out.nbytes > 1000:
                 alive[0] += out.nbytes
                 alive[1] = max(alive)
