@@ -23,7 +23,7 @@ from lifelong.core import (
 )
 
 LAMBDA = 30.0
-KINDS = ("diagonal", "kronecker")
+KINDS = ("diagonal", "kronecker", "offloaded")
 
 
 def network() -> nn.Module:
@@ -39,14 +39,16 @@ def batch(seed: int, count: int = 8) -> tuple[Tensor, Tensor]:
 
 def consolidated(kind: str, net: nn.Module, seeds: tuple[int, ...] = (1, 2)) -> Penalty:
     """A penalty of some tasks; the network has moved away from the last of them."""
-    penalty: Penalty = QuadraticPenalty(0.1) if kind == "diagonal" else KroneckerPenalty(0.1)
+    device = "cpu" if kind == "offloaded" else None
+    factors = kind == "kronecker"
+    penalty: Penalty = KroneckerPenalty(0.1) if factors else QuadraticPenalty(0.1, device=device)
     for seed in seeds:
         fold(kind, penalty, net, seed)
     return penalty
 
 
 def fold(kind: str, penalty: Penalty, net: nn.Module, seed: int) -> None:
-    estimator = fisher_diagonal if kind == "diagonal" else kronecker_factors
+    estimator = kronecker_factors if kind == "kronecker" else fisher_diagonal
     penalty.fold(dict(net.named_parameters()), estimator(net, [batch(seed)]))
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -418,7 +420,7 @@ from test_penalty_term import LAMBDA, both, task_loss
 rank = int(sys.argv[1])
 distributed.init_process_group("gloo", init_method={address!r}, rank=rank, world_size=2)
 found = {{}}
-for kind in ("diagonal", "kronecker"):
+for kind in ("diagonal", "kronecker", "offloaded"):
     for views in (False, True):
         net, _, term = both(kind)[0]
         wrapped = DistributedDataParallel(net, gradient_as_bucket_view=views, bucket_cap_mb=1e-4)
@@ -449,7 +451,7 @@ def test_two_processes_that_accumulate_have_the_gradient_of_the_whole_objective(
     ]
     assert [one.wait(120) for one in running] == [0, 0]
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for place in range(4):
+    for place in range(2 * len(KINDS)):
         plain, _, formula = both(KINDS[place // 2])[1]
         micro_batches(plain, formula)
         for rank in range(2):

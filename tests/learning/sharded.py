@@ -154,14 +154,9 @@ def trainer(*callbacks: Callback) -> Trainer:
 
 
 def by_lightning(folder: Path) -> dict[str, Any]:
-    module = Own()
-    method = EWC(20.0)
-    method.consolidate(module.body, [examples(0).tensors])
-    prefixed = EWC(20.0)
-    module_of = Own()
-    prefixed.consolidate(module_of, [examples(0).tensors])
-    file = folder / f"lightning-{WORLD}-{RANK}"
-    prefixed.save(file)
+    method, file = EWC(20.0), folder / f"lightning-{WORLD}-{RANK}"
+    method.consolidate(Own(), [examples(0).tensors])
+    method.save(file)
     held = EWC(20.0, anchor=file, consolidates=False)
     module = Own()
     trainer(held).fit(module, loader(1))
