@@ -240,7 +240,7 @@ def test_second_derivatives_hold_the_penalty(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_of_zero_and_an_empty_penalty_return_the_very_loss(kind: str) -> None:
     net = network()
-    empty: Penalty = QuadraticPenalty() if kind == "diagonal" else KroneckerPenalty()
+    empty: Penalty = KroneckerPenalty() if kind == "kronecker" else QuadraticPenalty()
     loss = task_loss(net)
     before = PenaltyTerm(empty, dict(net.named_parameters()))
     assert before(loss, LAMBDA) is loss
@@ -262,7 +262,7 @@ def test_what_is_folded_later_counts_from_the_next_call(kind: str) -> None:
     found = []
     for made in (PenaltyTerm, Formula):
         net = network()
-        penalty: Penalty = QuadraticPenalty() if kind == "diagonal" else KroneckerPenalty()
+        penalty: Penalty = KroneckerPenalty() if kind == "kronecker" else QuadraticPenalty()
         term = made(penalty, dict(net.named_parameters()))
         term(task_loss(net), LAMBDA).backward()
         net[0].requires_grad_(False)  # type: ignore[index]

@@ -65,10 +65,12 @@ def test_a_spread_network_ends_where_a_whole_one_ends(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["guard", "term", "proximal"])
+@pytest.mark.parametrize("name", list(SETTINGS))
 def test_each_process_holds_its_part_of_f_and_of_the_anchor(
-    loops: tuple[Found, Found, Found],
+    loops: tuple[Found, Found, Found], how: str, name: str
 ) -> None:
-    one, *both = (found["guard float32"]["sizes"] for found in loops)
+    one, *both = (found[f"{how} {name}"]["sizes"] for found in loops)
     for part in ("F", "anchor"):
         assert sum(found[part] for found in both) == one[part]
         assert max(found[part] for found in both) < 0.7 * one[part]
