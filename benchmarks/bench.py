@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from alternating import alternate, ratio
+from large import large
 from lifelong.config.build import build_job
 from lifelong.config.compose import compose_run
 from lifelong.core import (
@@ -230,7 +231,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*")
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
-    data = images(Path(words.data))
+    wanted = words.parts or ["all"]
+    data = images(Path(words.data)) if wanted != ["large"] else (torch.empty(0), torch.empty(0))
     parts: dict[str, Callable[[], list[Row]]] = {
         "memory": lambda: memory(data),
         "steps": lambda: steps(data),
@@ -238,6 +240,7 @@ def main() -> None:
         "fisher": lambda: fisher(data),
         "epoch": lambda: lightning_epoch(data, words.data),
         "jobs": lambda: jobs(data, words.data),
+        "large": large,
     }
     print(f"torch {torch.__version__}, {words.threads} threads, {processor()}\n")
     print("| figure | measured | at most |\n|---|---|---|")

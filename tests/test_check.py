@@ -53,6 +53,8 @@ def composed(*words: str) -> DictConfig:
         ("method.damping=-0.1", "method.damping is -0.1; it must be a finite number of at least"),
         ("method.decay=1.5", "method.decay is 1.5; it must be a number from 0 to 1"),
         ("method.labels=all", "method.labels is all; type method.labels=exact or"),
+        ("method.storage=int4", "method.storage is int4; type method.storage=float32 or method.s"),
+        ("method.device=cuda", "method.device is cuda; it must be cpu or null: type method.device"),
         ("choice.rule=luck", "choice.rule is luck; type choice.rule=best_average or choice.rule="),
         ("choice.high=0.5", "choice.high is 0.5; it must be a number of at least 1.0"),
     ],

@@ -23,7 +23,7 @@ from lifelong.core import (
 )
 
 LAMBDA = 30.0
-KINDS = ("diagonal", "kronecker")
+KINDS = ("diagonal", "kronecker", "offloaded")
 
 
 def network() -> nn.Module:
@@ -39,14 +39,16 @@ def batch(seed: int, count: int = 8) -> tuple[Tensor, Tensor]:
 
 def consolidated(kind: str, net: nn.Module, seeds: tuple[int, ...] = (1, 2)) -> Penalty:
     """A penalty of some tasks; the network has moved away from the last of them."""
-    penalty: Penalty = QuadraticPenalty(0.1) if kind == "diagonal" else KroneckerPenalty(0.1)
+    device = "cpu" if kind == "offloaded" else None
+    factors = kind == "kronecker"
+    penalty: Penalty = KroneckerPenalty(0.1) if factors else QuadraticPenalty(0.1, device=device)
     for seed in seeds:
         fold(kind, penalty, net, seed)
     return penalty
 
 
 def fold(kind: str, penalty: Penalty, net: nn.Module, seed: int) -> None:
-    estimator = fisher_diagonal if kind == "diagonal" else kronecker_factors
+    estimator = kronecker_factors if kind == "kronecker" else fisher_diagonal
     penalty.fold(dict(net.named_parameters()), estimator(net, [batch(seed)]))
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -238,7 +240,7 @@ def test_second_derivatives_hold_the_penalty(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_of_zero_and_an_empty_penalty_return_the_very_loss(kind: str) -> None:
     net = network()
-    empty: Penalty = QuadraticPenalty() if kind == "diagonal" else KroneckerPenalty()
+    empty: Penalty = KroneckerPenalty() if kind == "kronecker" else QuadraticPenalty()
     loss = task_loss(net)
     before = PenaltyTerm(empty, dict(net.named_parameters()))
     assert before(loss, LAMBDA) is loss
@@ -260,7 +262,7 @@ def test_what_is_folded_later_counts_from_the_next_call(kind: str) -> None:
     found = []
     for made in (PenaltyTerm, Formula):
         net = network()
-        penalty: Penalty = QuadraticPenalty() if kind == "diagonal" else KroneckerPenalty()
+        penalty: Penalty = KroneckerPenalty() if kind == "kronecker" else QuadraticPenalty()
         term = made(penalty, dict(net.named_parameters()))
         term(task_loss(net), LAMBDA).backward()
         net[0].requires_grad_(False)  # type: ignore[index]
@@ -310,7 +312,7 @@ def test_the_term_follows_a_network_that_moves_to_another_precision(kind: str) -
 
 
 def test_pieces_of_large_parameters_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lifelong.core.penalty.quadratic.PIECE", 4)
+    monkeypatch.setattr("lifelong.core.penalty.pull.PIECE", 4)
     test_value_and_gradient_are_those_of_the_formula("diagonal")
 
 
@@ -418,7 +420,7 @@ from test_penalty_term import LAMBDA, both, task_loss
 rank = int(sys.argv[1])
 distributed.init_process_group("gloo", init_method={address!r}, rank=rank, world_size=2)
 found = {{}}
-for kind in ("diagonal", "kronecker"):
+for kind in ("diagonal", "kronecker", "offloaded"):
     for views in (False, True):
         net, _, term = both(kind)[0]
         wrapped = DistributedDataParallel(net, gradient_as_bucket_view=views, bucket_cap_mb=1e-4)
@@ -449,7 +451,7 @@ def test_two_processes_that_accumulate_have_the_gradient_of_the_whole_objective(
     ]
     assert [one.wait(120) for one in running] == [0, 0]
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for place in range(4):
+    for place in range(2 * len(KINDS)):
         plain, _, formula = both(KINDS[place // 2])[1]
         micro_batches(plain, formula)
         for rank in range(2):

@@ -71,6 +71,8 @@ class Method(BaseModel):
     at_most: Positive | None = _needs("a finite number above 0", 0.02, default=None)
     watch: Annotated[Whole, _needs("a whole number of at least 2", 200, ge=2)] = 200
     unit: Literal["nats", "points"] = "nats"
+    storage: Literal["float32", "bfloat16", "log8"] = "float32"
+    device: Literal["cpu"] | None = _needs("cpu or null", "cpu", default=None)
 
 
 class Trainer(BaseModel):

@@ -134,6 +134,29 @@ class Penalty(Protocol):
         """
         ...
 
+    def pull_of(
+        self, params: Mapping[str, Tensor], weight: float
+    ) -> Callable[[str], Tensor] | None:
+        """A function that gives ``weight`` · ∂Ω/∂θ of one parameter at a time.
+
+        Args:
+            params: parameter name → θ.
+            weight: λ > 0.
+
+        Returns:
+            Consolidated name → a tensor of the caller's own; None where ``value_and_gradient`` is
+            to be asked, since nothing is saved by one at a time.
+        """
+        ...
+
+    def shard_like(self, params: Mapping[str, Tensor]) -> None:
+        """Keep in each process the part that it has of parameters that are spread over processes.
+
+        Args:
+            params: parameter name → θ.
+        """
+        ...
+
     def add_gradient_(self, params: Mapping[str, Tensor], weight: float) -> None:
         """Add ``weight`` · ∂Ω/∂θ to every parameter's ``.grad``.
 
@@ -194,7 +217,7 @@ class Penalty(Protocol):
         """
         ...
 
-    def single_importances(self) -> dict[str, Tensor]:
+    def single_importances(self) -> Mapping[str, Tensor]:
         """F̄ by parameter, where the penalty prices every entry by itself.
 
         Returns:

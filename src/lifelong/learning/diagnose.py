@@ -7,6 +7,7 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lifelong.core.penalty.sharded import entire, is_sharded
 from lifelong.core.protocols import Penalty
 from lifelong.learning.objective import step_of, write_figures
 from lifelong.learning.progress import is_logging_step
@@ -126,21 +127,8 @@ class Diagnose:
         """
         if not is_logging_step(trainer):
             return
-        _, pulls = self._method.penalty.value_and_gradient(params, self._method.ewc_lambda)
-        pull = float(nn.utils.get_total_norm(list(pulls.values())))
         scale = _gradient_scale(trainer, optimizer)
-        # The pulls have been looked at; their memory takes the rest of the gradients. An explicit
-        # penalty is a part of these, a proximal one is not.
-        explicit = self._method.step == "explicit"
-        rest = []
-        for name, p in params.items():
-            if p.grad is None:
-                continue
-            grad = p.grad.detach()
-            grad = grad if scale == 1.0 else grad / scale
-            own = pulls.get(name) if explicit else None
-            rest.append(grad if own is None else torch.sub(grad, own, out=own))
-        push = float(nn.utils.get_total_norm(rest))
+        pull, push = _norms(self._method, params, scale)
         ratio = pull / push if push > 0 else 0.0
         self._looks += 1
         self._largest = max(self._largest, ratio)
@@ -149,12 +137,14 @@ class Diagnose:
     def end_epoch(self, module: LightningModule, params: Mapping[str, nn.Parameter]) -> None:
         """Log how far protected and free parameters have moved.
 
+        Not where parameters are spread over processes, none of which has all to compare.
+
         Args:
             module: the one that learns.
             params: θ by name.
         """
         trainer, penalty = module.trainer, self._method.penalty
-        if not penalty.single_importances():
+        if not penalty.single_importances() or any(map(is_sharded, params.values())):
             return
         if self._bound is None:
             self._bound = protecting_bound(penalty)
@@ -211,8 +201,12 @@ def protecting_bound(penalty: Penalty) -> float:
         >>> protecting_bound(penalty)
         1.5
     """
-    every = torch.cat([f.flatten() for f in penalty.single_importances().values()])
-    some = every[:: max(1, -(-every.numel() // SAMPLE))].double().sort(descending=True).values
+    importances, seen, asked = penalty.single_importances(), 0, []
+    stride = max(1, -(-sum(a.numel() for a in penalty.single_anchors().values()) // SAMPLE))
+    for f in importances.values():
+        asked.append(f.flatten()[-seen % stride :: stride])
+        seen += f.numel()
+    some = torch.cat(asked).double().sort(descending=True).values
     total = some.cumsum(0)
     place = int((total < PROTECTED * total[-1]).sum())
     return float(some[min(place, len(some) - 1)])
@@ -233,8 +227,9 @@ def drift(penalty: Penalty, params: Mapping[str, Tensor], bound: float) -> tuple
     anchors = penalty.single_anchors()
     sums, counts = [0.0, 0.0], [0, 0]
     for name, f in penalty.single_importances().items():
-        gap = (params[name] - anchors[name]).square_()
-        mask = f >= bound
+        theta = params[name]
+        gap = (theta - anchors[name].to(theta.device)).square_()
+        mask = f.to(theta.device) >= bound
         inside, whole = float(torch.where(mask, gap, 0.0).sum()), float(gap.sum())
         held = int(mask.sum())
         for i, (part, count) in enumerate(((inside, held), (whole - inside, f.numel() - held))):
@@ -244,6 +239,37 @@ def drift(penalty: Penalty, params: Mapping[str, Tensor], bound: float) -> tuple
         (part / count) ** 0.5 if count else 0.0 for part, count in zip(sums, counts, strict=True)
     )
     return protected, free
+
+
+def _norms(method: Held, params: Mapping[str, nn.Parameter], scale: float) -> tuple[float, float]:
+    # of the penalty's gradient, and of the rest of the gradients
+    penalty, explicit = method.penalty, method.step == "explicit"
+    pull_of = penalty.pull_of(params, method.ewc_lambda)
+    if pull_of is None:
+        pulls = penalty.value_and_gradient(params, method.ewc_lambda)[1]
+        pull_of, held = pulls.pop, set(pulls)
+    else:
+        held = {name for name in penalty.held(params) if params[name].requires_grad}
+    pulled, pushed = [], []
+    for name, p in params.items():
+        own = pull_of(name) if name in held else None
+        if own is not None:
+            pulled.append(own.norm())
+        if p.grad is None:
+            continue
+        grad = p.grad.detach()
+        grad = grad if scale == 1.0 else grad / scale
+        # The pull has been looked at; its memory takes the rest of the gradient. An explicit
+        # penalty is a part of that, a proximal one is not.
+        if explicit and own is not None:
+            grad = torch.sub(grad, own, out=own)
+        pushed.append(grad.norm())
+    return _norm(pulled), _norm(pushed)
+
+
+def _norm(norms: list[Tensor]) -> float:
+    whole = [entire(x) for x in norms]
+    return float(torch.stack(whole).norm()) if whole else 0.0
 
 
 def _gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float:

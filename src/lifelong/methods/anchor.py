@@ -5,20 +5,22 @@ import json
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from lifelong.core.penalty.storage import Storage, to_log8
 from lifelong.data.files.tensors import read_tensors, write_tensors
 from lifelong.errors import LifelongError
+from lifelong.methods.reference import Referred, known_from, without_known
 
-Precision = Literal["float32", "bfloat16", "log8"]
+Precision = Storage
 FORMAT = "lifelong anchor 1"
-OCTAVES = 48  # what 255 steps of a logarithm reach down from the largest F
 # Of this fit or this place, not of what was learnt.
-PASSING = {"self", "ewc_lambda", "anchor", "batches", "consolidates", "diagnostics"} | {
-    *("at_most", "watch", "unit")
+PASSING = {
+    *("self", "ewc_lambda", "anchor", "batches", "consolidates", "diagnostics"),
+    *("reference", "device", "at_most", "watch", "unit"),
 }
 
 
@@ -47,27 +49,41 @@ class Anchor:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def write_anchor(path: Path, anchor: Anchor, precision: Precision) -> None:
+def write_anchor(
+    path: Path, anchor: Anchor, precision: Precision, reference: Path | None = None
+) -> None:
     """Write what a method holds, whole or not at all.
 
     F takes 4 bytes an entry as it is, 2 as ``bfloat16`` (each entry off by at most 0.4 %) and 1 as
     ``log8``: logarithms in 255 steps over at most 48 octaves, each entry off by at most 6.8 %,
-    below them 0. θ* stays as it is.
+    below them 0. F that is kept in memory in fewer bytes is written as it is kept. θ* stays as it
+    is; where a public file has it, its digest takes its place.
 
     Args:
         path: where to.
         anchor: what to write.
         precision: of F.
+        reference: a safetensors file, or a folder of such, that has θ*.
 
     Raises:
+        LifelongError: when ``reference`` cannot be read, or holds none of θ*.
         ValueError: when the precision is none of these, or not one for factors.
-    """
+    """  # noqa: DOC502
     if precision not in get_args(Precision):
         wanted = ", ".join(get_args(Precision))
         raise ValueError(f"precision is {precision!r}; it must be one of {wanted}")
     tensors: dict[str, Tensor] = {}
-    for name, tensor in anchor.state.items():
-        if precision == "float32" or not _is_importance(name):
+    state, referred = anchor.state, Referred()
+    if reference is not None:
+        values = {name: tensor for name, tensor in state.items() if _is_anchor(name)}
+        left, referred = without_known(values, reference)
+        state = {n: t for n, t in state.items() if n not in values or n in left}
+    for name, tensor in state.items():
+        if _is_importance(name) and tensor.dtype == torch.uint8:
+            tensors[f"{name}:log8"] = tensor
+        elif ".scale." in f".{name}":
+            tensors[f"{name.replace('scale.', 'importance.', 1)}:range"] = tensor
+        elif precision == "float32" or not _is_importance(name):
             tensors[name] = tensor
         elif precision == "bfloat16":
             tensors[name] = tensor.bfloat16()
@@ -77,7 +93,7 @@ def write_anchor(path: Path, anchor: Anchor, precision: Precision) -> None:
                 "take precision='bfloat16'"
             )
         else:
-            tensors[f"{name}:log8"], tensors[f"{name}:range"] = _to_log8(tensor)
+            tensors[f"{name}:log8"], tensors[f"{name}:range"] = to_log8(tensor)
     about = {
         "penalty": anchor.penalty,
         "method": anchor.method,
@@ -85,23 +101,26 @@ def write_anchor(path: Path, anchor: Anchor, precision: Precision) -> None:
         "settings": anchor.settings,
         "remembered": anchor.remembered,
         "likelihood": anchor.likelihood,
+        "referred": referred,
         "versions": {"lifelong": version("lifelong-lightning"), "torch": str(torch.__version__)},
     }
     texts = {name: json.dumps(value, ensure_ascii=False) for name, value in about.items()}
     write_tensors(path, tensors, {"format": FORMAT, **texts})
 
 
-def read_anchor(path: Path) -> Anchor:
+def read_anchor(path: Path, reference: str | Path | None = None) -> Anchor:
     """Read what ``write_anchor`` wrote. Nothing in the file can run code.
 
     Args:
         path: where it lies.
+        reference: the public file that has the θ* which this one refers to.
 
     Returns:
-        Its content, F in at least 32 bits again.
+        Its content; F in at least 32 bits again, or as ``log8`` numbers.
 
     Raises:
-        LifelongError: when it is missing, damaged, or another kind of file.
+        LifelongError: when it is missing, damaged, or another kind of file, or θ* is not where it
+            refers to.
     """
     tensors, texts = read_tensors(path)
     if texts.pop("format", None) != FORMAT:
@@ -111,12 +130,21 @@ def read_anchor(path: Path) -> Anchor:
     state: dict[str, Tensor] = {}
     try:
         about = {name: json.loads(text) for name, text in texts.items()}
+        referred = about.pop("referred", {})
         for name, tensor in tensors.items():
-            if name.endswith(":log8"):
-                name = name.removesuffix(":log8")
-                state[name] = _from_log8(tensor, tensors[f"{name}:range"])
-            elif not name.endswith(":range"):
-                state[name] = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            plain = name.removesuffix(":log8").removesuffix(":range")
+            if name.endswith(":range"):
+                state[plain.replace("importance.", "scale.", 1)] = tensor
+            else:
+                narrow = _is_importance(name) and tensor.dtype == torch.bfloat16
+                state[plain] = tensor.float() if narrow else tensor
+        if referred and reference is None:
+            raise LifelongError(
+                f"{path} refers to a public file for {len(referred)} of the consolidated weights; "
+                "pass that, reference=FILE.safetensors"
+            )
+        if referred:
+            state |= known_from(referred, Path(str(reference)), path)
         return Anchor(state=state, **about)
     except (ValueError, KeyError, TypeError) as error:
         raise LifelongError(f"{path} is of another version: {error}; save it again") from None
@@ -167,25 +195,13 @@ def taken_by(kind: type, settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in found - PASSING}
 
 
+def _is_anchor(name: str) -> bool:
+    return name.startswith(("anchor.", "rest.anchor.")) or (
+        name.startswith("layers.") and name.endswith(".anchor")
+    )
+
+
 def _is_importance(name: str) -> bool:
     return name.startswith(("importance.", "rest.importance.")) or (
         name.startswith("layers.") and name.endswith((".A", ".G"))
     )
-
-
-def _to_log8(f: Tensor) -> tuple[Tensor, Tensor]:
-    logs = f.detach().double().log2()
-    finite = logs[torch.isfinite(logs)]
-    if not finite.numel():
-        return torch.zeros_like(f, dtype=torch.uint8), torch.zeros(2)
-    top = float(finite.max())
-    low = max(float(finite.min()), top - OCTAVES)
-    step = (top - low) / 254 or 1.0
-    codes = ((logs - low) / step).round().add(1).nan_to_num(neginf=0.0).clamp(0, 255)
-    return codes.to(torch.uint8), torch.tensor([low, step], dtype=torch.float32)
-
-
-def _from_log8(codes: Tensor, scale: Tensor) -> Tensor:
-    low, step = (float(x) for x in scale)
-    values = torch.exp2(low + (codes.double() - 1) * step).float()
-    return torch.where(codes > 0, values, 0.0)

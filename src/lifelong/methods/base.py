@@ -89,7 +89,7 @@ class Method(Callback):
             held_out: of its data that were not learnt, where there are such.
         """
 
-    def single_importances(self) -> dict[str, Tensor]:
+    def single_importances(self) -> Mapping[str, Tensor]:
         """How much each single parameter matters, where the method knows.
 
         Returns:

@@ -30,6 +30,12 @@ from lifelong.methods.base import Method, device_of, network_of
 from lifelong.methods.budget import EVERY, INPUTS, Budget, Unit, given_inputs
 from lifelong.methods.fingerprint import data_fingerprint
 from lifelong.methods.norms import FrozenNorms
+from lifelong.methods.parts import (
+    hold_parts,
+    parameters_of,
+    refuse_estimate,
+    refuse_other_parts,
+)
 from lifelong.methods.remembered import Remembered
 from lifelong.methods.selection import Patterns, Selection
 
@@ -45,6 +51,7 @@ class Holding(Method):
         penalty: Ω; empty until a task is consolidated.
         ewc_lambda: λ ≥ 0.
         anchor: a file that ``save`` wrote, read before the first step.
+        reference: the public file that ``anchor`` refers to for θ*.
         modules: which parameters are protected; see ``Selection``. By default all.
         ignore: which are not.
         include_frozen: whether parameters that are frozen while a task is consolidated are
@@ -70,6 +77,7 @@ class Holding(Method):
         ewc_lambda: float | None,
         *,
         anchor: str | Path | None = None,
+        reference: str | Path | None = None,
         modules: Patterns = None,
         ignore: Patterns = None,
         include_frozen: bool = False,
@@ -92,7 +100,7 @@ class Holding(Method):
         super().__init__()
         self.penalty = penalty
         self.ewc_lambda = float(ewc_lambda)
-        self.anchor = anchor
+        self.anchor, self.reference = anchor, reference
         self.modules, self.ignore = modules, ignore
         self.include_frozen = include_frozen
         self.freeze_norm = True if freeze_norm is None else freeze_norm
@@ -124,10 +132,11 @@ class Holding(Method):
             LifelongError: when the file or the network does not fit; see ``Remembered.follow``.
         """  # noqa: DOC502
         if self.anchor is not None and self.penalty.is_empty:
-            self._take(read_anchor(Path(self.anchor)), str(self.anchor))
-        params = parameters_by_name(network)
+            self._take(read_anchor(Path(self.anchor), self.reference), str(self.anchor))
+        params = parameters_of(network)
         self.penalty.to(device_of(network))
         self.remembered.follow(self.penalty, params, self.chosen)
+        hold_parts(self.penalty, params)
         if self.budget is not None and not self.penalty.is_empty and not self.budget.memories:
             self.remember_inputs(network)
         return params
@@ -247,13 +256,22 @@ class Holding(Method):
         nothing = torch.zeros((), device=device_of(network))
         return PenaltyTerm(self.penalty, params)(nothing, self.ewc_lambda)
 
-    def save(self, file: str | Path, *, precision: Precision = "float32") -> None:
+    def save(
+        self,
+        file: str | Path,
+        *,
+        precision: Precision = "float32",
+        reference: str | Path | None = None,
+    ) -> None:
         """Write what is held to a safetensors file: θ*, F, and whose they are.
 
         Args:
             file: where to; written whole or not at all.
             precision: of F: ``float32`` (as it is), ``bfloat16`` (off by at most 0.4 %), or
                 ``log8`` (one byte; off by at most 6.8 %; not for Kronecker factors).
+            reference: the safetensors file (or the folder of such) that the consolidated weights
+                came from: those that it holds bit for bit are left out, and ``load`` needs it. It
+                checks their digests: another file is refused.
 
         Raises:
             LifelongError: when nothing was consolidated.
@@ -272,15 +290,24 @@ class Holding(Method):
             remembered=self.remembered.state(),
             likelihood=str(getattr(self, "likelihood_name", "categorical")),
         )
-        write_anchor(Path(file), content, precision)
+        public = None if reference is None else Path(reference)
+        write_anchor(Path(file), content, precision, public)
 
     @classmethod
-    def load(cls, file: str | Path, ewc_lambda: float | None = None, **settings: Any) -> Self:
+    def load(
+        cls,
+        file: str | Path,
+        ewc_lambda: float | None = None,
+        *,
+        reference: str | Path | None = None,
+        **settings: Any,
+    ) -> Self:
         """A method that holds what ``save`` wrote. No code runs from the file.
 
         Args:
             file: where it lies.
             ewc_lambda: λ; by default that of the file.
+            reference: the public file that it was saved with, where it was.
             **settings: what the class takes, instead of what the file says.
 
         Returns:
@@ -289,7 +316,7 @@ class Holding(Method):
         Raises:
             LifelongError: when the file is damaged or of another method.
         """  # noqa: DOC502
-        content = read_anchor(Path(file))
+        content = read_anchor(Path(file), reference)
         weight = content.ewc_lambda if ewc_lambda is None else ewc_lambda
         method = cls(weight, **{**taken_by(cls, content.settings), **settings})  # type: ignore[arg-type]
         method._take(content, str(file))
@@ -326,9 +353,12 @@ class Holding(Method):
             trainer: about to train.
             pl_module: the module that is to learn.
         """
+        refuse_other_parts(trainer)
         super().on_fit_start(trainer, pl_module)
         network = network_of(pl_module)
         params = self.hold(network)
+        if self.consolidates:
+            refuse_estimate(params, type(self).__name__)
         if self.is_held and self.freeze_norm:
             self._norms = FrozenNorms(network)
         if self.ewc_lambda > 0 and not isinstance(pl_module, ContinualLearner):

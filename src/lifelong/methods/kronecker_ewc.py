@@ -32,6 +32,9 @@ class KroneckerEWC(EstimatingMethod):
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched.
         anchor: a file that ``save`` wrote, read before the first step of a fit.
+        reference: the public file that ``anchor`` was saved with, where it was.
+        storage: ``float32``: factors are kept as they are; the keyword of ``EWC`` for less.
+        device: None: factors are where the network is; the keyword of ``EWC`` for elsewhere.
         modules: which parameters are protected: names with ``*``, of parameters or of modules; by
             default all.
         ignore: which are not: a head that was replaced.
@@ -80,6 +83,9 @@ class KroneckerEWC(EstimatingMethod):
         consolidates: bool = True,
         diagnostics: bool = True,
         anchor: str | Path | None = None,
+        reference: str | Path | None = None,
+        storage: Literal["float32"] = "float32",
+        device: None = None,
         modules: Patterns = None,
         ignore: Patterns = None,
         include_frozen: bool = False,
@@ -88,6 +94,12 @@ class KroneckerEWC(EstimatingMethod):
         watch: Any = None,
         unit: Unit = "nats",
     ) -> None:
+        for name, came, wanted in (("storage", storage, "float32"), ("device", device, None)):
+            if came != wanted:
+                raise ValueError(
+                    f"{name} is {came!r}, which is for diagonals; Kronecker factors take {wanted!r}"
+                    ": leave it out, or take EWC"
+                )
         super().__init__(
             KroneckerPenalty(damping, merge, precision),
             ewc_lambda,
@@ -102,6 +114,7 @@ class KroneckerEWC(EstimatingMethod):
             consolidates=consolidates,
             diagnostics=diagnostics,
             anchor=anchor,
+            reference=reference,
             modules=modules,
             ignore=ignore,
             include_frozen=include_frozen,

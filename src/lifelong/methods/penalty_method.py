@@ -1,7 +1,7 @@
 """A method that holds the parameters by a penalty: L(θ) + λ Ω(θ)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lifelong.core import parameters_by_name, step_sizes
+from lifelong.core import step_sizes
 from lifelong.core.penalty.term import PenaltyTerm
 from lifelong.core.protocols import Importance, Penalty
 from lifelong.learning import ContinualLearner
@@ -27,6 +27,7 @@ from lifelong.learning.shards import share_of_loader
 from lifelong.methods.base import network_of
 from lifelong.methods.budget import EVERY
 from lifelong.methods.holding import Holding
+from lifelong.methods.parts import parameters_of, refuse_estimate
 
 Step = Literal["explicit", "proximal"]
 SLACK = 0.1  # of the budget: what the bound may exceed it by without a warning
@@ -51,8 +52,8 @@ class PenaltyMethod(Holding):
             ends. They are gone through at the end of *every* fit.
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched: figures in the log, warnings at the end of a fit.
-        **holding: what ``Holding`` takes: ``anchor``, ``modules``, ``ignore``, ``include_frozen``,
-            ``freeze_norm``, ``at_most``, ``watch``, ``unit``.
+        **holding: what ``Holding`` takes: ``anchor``, ``reference``, ``modules``, ``ignore``,
+            ``include_frozen``, ``freeze_norm``, ``at_most``, ``watch``, ``unit``.
 
     Raises:
         ValueError: when λ is negative or not finite, or another argument does not fit.
@@ -145,6 +146,7 @@ class PenaltyMethod(Holding):
             held_out: of such data that were not learnt, for a budget; by default ``batches``.
         """
         network = network_of(module)
+        refuse_estimate(parameters_of(network), type(self).__name__)
         self.draw_inputs(network, held_out)
         counted = Counted(self.estimate)
         with pass_progress(f"{self.title}: what matters for {_task(module)}") as shown:
@@ -172,7 +174,7 @@ class PenaltyMethod(Holding):
         if trace > 0:
             self.figures |= {f"fisher/share/{name}": part / trace for name, part in traces.items()}
 
-    def single_importances(self) -> dict[str, Tensor]:
+    def single_importances(self) -> Mapping[str, Tensor]:
         """How much each single parameter matters; Kronecker factors have no such numbers.
 
         Returns:
@@ -188,7 +190,7 @@ class PenaltyMethod(Holding):
             pl_module: the module that is to learn.
         """
         super().on_fit_start(trainer, pl_module)
-        self._params = parameters_by_name(network_of(pl_module))
+        self._params = parameters_of(network_of(pl_module))
         if self.step == "explicit":
             self._term = PenaltyTerm(self.penalty, self._params)
         # What is resumed has loaded what was seen before.

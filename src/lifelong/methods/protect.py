@@ -47,7 +47,8 @@ def protect(
         anchor: a file that ``EWC.save`` wrote, or an ``EWC`` that has consolidated.
         ewc_lambda: λ ≥ 0; by default that of the anchor.
         step: how λΩ reaches the parameters.
-        **settings: of a file's method, ``ignore="head.*"`` for one.
+        **settings: of a file's method, ``ignore="head.*"`` for one; ``reference=FILE`` where the
+            file refers to a public one.
 
     Returns:
         The guard; ``remove()`` lets the network go.
@@ -64,7 +65,7 @@ def protect(
             )
         method = anchor
     else:
-        name = read_anchor(Path(anchor)).method
+        name = read_anchor(Path(anchor), settings.get("reference")).method
         if name not in KINDS:
             raise LifelongError(
                 f"{anchor} was saved by {name}, which is not of this package; load it with "

@@ -1,20 +1,29 @@
 """The quadratic penalty Ω: any number of consolidated tasks, folded into one."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lifelong.core.penalty.proximal import proximal_step_
-from lifelong.core.penalty.reshaping import ReshapedDiagonal, set_buffer
+from lifelong.core.penalty.pull import add_pull_, price, price_and_pull
+from lifelong.core.penalty.sharded import Sum, check_whole, like, local, over_parts
+from lifelong.core.penalty.storage import Kept
+from lifelong.core.penalty.stored import StoredDiagonal
 
-# Elements handled together, so that θ − θ̄ stays in the cache between the two passes over a piece;
-# the fastest of 2¹⁵ to 2¹⁸ on two threads with 1 MiB of second-level cache each.
-PIECE = 262_144
+
+class Row(NamedTuple):
+    """One parameter as this process has it: whole, or the part that is its own."""
+
+    name: str
+    param: Tensor
+    theta: Tensor
+    anchor: Tensor
+    f: Kept
 
 
-class QuadraticPenalty(ReshapedDiagonal):
+class QuadraticPenalty(StoredDiagonal):
     r"""The price of moving away from what earlier tasks consolidated.
 
     Ω(θ) = ½ Σ_t Σ_i F_t,i (θ_i − θ_t,i)², kept as **one** quadratic
@@ -28,12 +37,35 @@ class QuadraticPenalty(ReshapedDiagonal):
     ``strict=True`` into a fresh instance. Parameters that were never consolidated (a head added
     later) are free; a consolidated parameter that is missing is an error that names it.
 
+    Memory: θ̄ and F̄ take as much as the parameters each; less F̄ as ``storage`` says. What is
+    rounded there is F̄, which is known to some per cent at best; θ̄ never is, so that Ω and its
+    gradient stay zero at θ̄. Of T equal tasks the error of an entry is
+
+    ============ ============== ============================ =====================================
+    storage      bytes an entry one task                     T tasks, root mean square
+    ============ ============== ============================ =====================================
+    ``float32``  as the F given none                         2⁻²⁴ √T or less
+    ``bfloat16`` 2              at most 2⁻⁸ = 0.4 %          at most 0.4 % · √(1 + T/3)
+    ``log8``     1              at most 6.8 %, or F̄_max/2⁴⁸  at most 6.8 % · √(1 + T/3)
+    ============ ============== ============================ =====================================
+
+    for the first fold goes to the nearest number and each later one (old F̄ made whole, folded, kept
+    again) at random to one of the two neighbours, right in the mean: nearest numbers would lose
+    every task that adds less than half a step. The draws follow from the name and the number of
+    folds, so that a state that is loaded goes on with the same bits, in every process.
+
     Args:
         damping: d in F + d · mean(F), added to every importance that is folded, the mean taken over
             all its entries. It gives the directions that F leaves free a small price.
+        storage: how F̄ is kept: as it is given (``float32``), in two bytes or in one, see above.
+        device: where F̄ and θ̄ stay, whatever ``to`` says: ``"cpu"`` leaves an accelerator its
+            memory. They are then brought to each parameter one at a time, also for the gradient,
+            which waits for no backward pass in a memory of its own (see ``PenaltyTerm``); each step
+            sends them twice. On the CPU that memory is pinned where there is a CUDA device. By
+            default they follow ``to``.
 
     Raises:
-        ValueError: when ``damping`` is negative or not finite.
+        ValueError: when ``damping`` is negative or not finite, or ``storage`` is none of these.
 
     Source:
         Kirkpatrick et al. 2017, eq. 3, for one anchor; the fold is completing the square
@@ -47,39 +79,17 @@ class QuadraticPenalty(ReshapedDiagonal):
         tensor(2.)
     """
 
-    constant: Tensor
-
-    def __init__(self, damping: float = 0.0) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        damping: float = 0.0,
+        *,
+        storage: str = "float32",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(storage, device)
         if not 0.0 <= damping < float("inf"):
             raise ValueError(f"damping is {damping}; it must be a finite number of at least 0")
         self.damping = damping
-        self.importance = nn.Module()
-        self.anchor = nn.Module()
-        self.register_buffer("constant", torch.zeros((), dtype=torch.float64))
-        # Walking the trees of buffers in every step would cost 3 % of it.
-        self._flat: list[tuple[str, Tensor, Tensor]] | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was consolidated yet, so that Ω is zero everywhere."""
-        return next(self.importance.buffers(), None) is None
-
-    def importances(self) -> dict[str, Tensor]:
-        """The folded importance F̄ of every consolidated parameter.
-
-        Returns:
-            Parameter name → F̄, in the parameter's shape.
-        """
-        return dict(self.importance.named_buffers())
-
-    def anchors(self) -> dict[str, Tensor]:
-        """The folded anchor θ̄ of every consolidated parameter.
-
-        Returns:
-            Parameter name → θ̄, in the parameter's shape.
-        """
-        return dict(self.anchor.named_buffers())
 
     @torch.no_grad()
     def fold(
@@ -107,26 +117,29 @@ class QuadraticPenalty(ReshapedDiagonal):
         _check_fold(params, importance, decay)
         total = sum(float(f.double().sum()) for f in importance.values())
         shift = self.damping * total / max(1, sum(f.numel() for f in importance.values()))
-        old_importance, old_anchor = self.importances(), self.anchors()
+        old = {name: (anchor, f) for name, anchor, f in self._consolidated()}
+        self._begin_fold()
         self.constant.mul_(decay)
-        for name in old_importance.keys() - importance.keys():
-            old_importance[name].mul_(decay)
+        for name in old.keys() - importance.keys():
+            if decay != 1.0:
+                f = old[name][1].decoded()
+                self._keep(name, f.double() * decay, f.dtype, is_new=False)
         for name, f in importance.items():
-            new, theta = f.double() + shift, params[name].detach().double()
-            if name not in old_importance:
+            place = f.device if self.device is None else self.device
+            new, theta = f.to(place).double() + shift, params[name].detach().to(place).double()
+            if name not in old:
                 merged, mean = new, theta
             else:
-                before = decay * old_importance[name].double()
+                anchor, kept = old[name]
+                before = decay * kept.decoded().double()
                 merged = before + new
                 # Where nothing weighs anything the newest θ stands: w = 1.
                 w = torch.where(merged > 0, new / merged, 1.0)
-                gap = theta - old_anchor[name].double()
+                gap = theta - anchor.double()
                 mean = theta - (1 - w) * gap
                 self.constant.add_(0.5 * (before * w * gap.square()).sum())
-            # Copies: a float64 parameter that is folded first would otherwise be its own anchor.
-            set_buffer(self.importance, name, merged.to(f.dtype, copy=True))
-            set_buffer(self.anchor, name, mean.to(params[name].dtype, copy=True))
-        self._flat = None
+            self._keep(name, merged, f.dtype, is_new=name not in old)
+            self._remember(name, mean, params[name].dtype)
 
     def forward(self, params: Mapping[str, Tensor]) -> Tensor:
         """Ω at these parameters, differentiable by autograd: the plain formula.
@@ -138,12 +151,13 @@ class QuadraticPenalty(ReshapedDiagonal):
             Ω, a scalar of the parameters' type, without λ; zero when nothing was consolidated.
         """
         self._check_present(params)
-        omega = self.constant
-        for name, theta, anchor, f in self._rows(params):
-            del name
-            omega = omega + 0.5 * (f * (theta - anchor).square()).sum()
+        omega = Sum(self.constant)
+        for _, param, theta, anchor, f in self._rows(params):
+            gap = theta - anchor.to(theta.device)
+            omega.add(0.5 * (f.to(theta.device).decoded() * gap.square()).sum(), param)
         first = next(iter(params.values()), None)
-        return omega if first is None else omega.to(first.dtype)
+        total = omega.total()
+        return total if first is None else total.to(first.dtype)
 
     @torch.no_grad()
     def value(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -156,10 +170,10 @@ class QuadraticPenalty(ReshapedDiagonal):
             The same number as calling the penalty, a scalar in float64.
         """
         self._check_present(params)
-        omega = self.constant.clone()
-        for _, theta, anchor, f in self._rows(params):
-            omega += _price(theta, anchor, f)
-        return omega
+        omega = Sum(self.constant.clone())
+        for _, param, theta, anchor, f in self._rows(params):
+            omega.add(price(theta, anchor, f), param)
+        return omega.total()
 
     @torch.no_grad()
     def value_and_gradient(
@@ -176,14 +190,37 @@ class QuadraticPenalty(ReshapedDiagonal):
             consolidated parameters that require one.
         """
         self._check_present(params)
-        omega, gradients = self.constant.clone(), {}
-        for name, theta, anchor, f in self._rows(params):
-            if theta.requires_grad:
-                price, gradients[name] = _price_and_pull(theta, anchor, f, weight)
-                omega += price
+        omega, gradients = Sum(self.constant.clone()), {}
+        for name, param, theta, anchor, f in self._rows(params):
+            if param.requires_grad:
+                value, pull = price_and_pull(theta, anchor, f, weight)
+                gradients[name] = like(pull, param)
             else:
-                omega += _price(theta, anchor, f)
-        return omega, gradients
+                value = price(theta, anchor, f)
+            omega.add(value, param)
+        return omega.total(), gradients
+
+    def pull_of(
+        self, params: Mapping[str, Tensor], weight: float
+    ) -> Callable[[str], Tensor] | None:
+        """A function that gives ``weight`` · ∂Ω/∂θ of one parameter, where F̄ and θ̄ stay elsewhere.
+
+        Args:
+            params: parameter name → θ.
+            weight: λ > 0.
+
+        Returns:
+            Name → the gradient, fresh; None where all are to be had at once.
+        """
+        whole = {name: (anchor, f) for name, anchor, f in self._consolidated()}
+        if self.device is None or any(local(params[n]) is not params[n] for n in whole):
+            return None
+
+        @torch.no_grad()
+        def pull(name: str) -> Tensor:
+            return price_and_pull(params[name], *whole[name], weight)[1]
+
+        return pull
 
     @torch.no_grad()
     def add_gradient_(self, params: Mapping[str, Tensor], weight: float) -> None:
@@ -198,12 +235,12 @@ class QuadraticPenalty(ReshapedDiagonal):
             weight: λ.
         """
         self._check_present(params)
-        for _, theta, anchor, f in self._rows(params):
-            if not theta.requires_grad:
+        for _, param, theta, anchor, f in self._rows(params):
+            if not param.requires_grad:
                 continue
-            if theta.grad is None:
-                theta.grad = torch.zeros_like(theta)
-            _add_pull_(theta.grad, theta, anchor, f, weight)
+            if param.grad is None:
+                param.grad = torch.zeros_like(param)
+            add_pull_(local(param.grad), theta, anchor, f, weight)
 
     @torch.no_grad()
     def proximal_step_(
@@ -222,9 +259,12 @@ class QuadraticPenalty(ReshapedDiagonal):
             weight: λ.
         """
         self._check_present(params)
-        for _, theta, anchor, f in self._rows(params):
-            if theta in step_sizes:
-                proximal_step_(theta, anchor, f, step_sizes[theta], weight)
+        for _, param, theta, anchor, f in self._rows(params):
+            if param in step_sizes:
+                step = step_sizes[param]
+                own = local(step) if isinstance(step, Tensor) else step
+                whole = f.to(theta.device).decoded(torch.promote_types(theta.dtype, torch.float32))
+                proximal_step_(theta, anchor.to(theta.device), whole, own, weight)
 
     def largest_curvature(self) -> float:
         """F̄_max, the largest eigenvalue of Ω's Hessian, which is diagonal; 0 when empty.
@@ -232,9 +272,14 @@ class QuadraticPenalty(ReshapedDiagonal):
         Returns:
             F̄_max: an explicit step of size s is stable for s · λ · F̄_max < 2.
         """
-        return max((float(f.max()) for f in self.importances().values() if f.numel()), default=0.0)
+        largest = [0.0]
+        for name, _, f in self._consolidated():
+            found = torch.tensor(f.largest(), device=f.numbers.device)
+            whole = self.importance.get_buffer(name)
+            largest.append(float(over_parts(found, whole, "MAX")))
+        return max(largest)
 
-    def single_importances(self) -> dict[str, Tensor]:
+    def single_importances(self) -> Mapping[str, Tensor]:
         """F̄ by parameter: every entry is priced by itself.
 
         Returns:
@@ -254,23 +299,14 @@ class QuadraticPenalty(ReshapedDiagonal):
         """What ``print`` shows.
 
         Returns:
-            The damping and how many parameters are consolidated.
+            The damping, how F̄ is kept, and how many parameters are consolidated.
         """
-        return f"damping={self.damping}, parameters={len(self.importances())}"
+        how = f"damping={self.damping}, storage={self.storage}, device={self.device}"
+        return f"{how}, parameters={len(self._consolidated())}"
 
-    def _rows(self, params: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    def _rows(self, params: Mapping[str, Tensor]) -> Iterator[Row]:
         for name, anchor, f in self._consolidated():
-            yield name, params[name], anchor, f
-
-    def _consolidated(self) -> list[tuple[str, Tensor, Tensor]]:
-        if self._flat is None:
-            importances = self.importances()
-            self._flat = [(name, a, importances[name]) for name, a in self.anchors().items()]
-        return self._flat
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "QuadraticPenalty":
-        self._flat = None  # the buffers that move to another device are other tensors
-        return super()._apply(*args, **kwargs)
+            yield Row(name, params[name], local(params[name]), anchor, f)
 
     def _check_present(self, params: Mapping[str, Tensor]) -> None:
         gone = [name for name, _, _ in self._consolidated() if name not in params]
@@ -280,83 +316,13 @@ class QuadraticPenalty(ReshapedDiagonal):
                 "call the penalty with every parameter that was folded"
             )
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        # The buffers of this instance become those that the state has, so that a fresh penalty
-        # loads any state strictly; their values are then copied in by torch as ever.
-        for tree in ("importance", "anchor"):
-            fresh, start = nn.Module(), f"{prefix}{tree}."
-            for key, value in state_dict.items():
-                if key.startswith(start):
-                    like = torch.empty_like(value, device=self.constant.device)
-                    set_buffer(fresh, key.removeprefix(start), like)
-            setattr(self, tree, fresh)
-        self._flat = None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    if tensor.numel() <= PIECE or tensor.device.type != "cpu" or not tensor.is_contiguous():
-        return (tensor,)
-    return tensor.view(-1).split(PIECE)
-
-
-def _price(theta: Tensor, anchor: Tensor, f: Tensor) -> Tensor:
-    rows = _wide(theta, anchor, f)
-    whole = not all(x.is_contiguous() for x in rows)
-    prices = []
-    for t, a, w in zip(*((x,) if whole else _pieces(x) for x in rows), strict=True):
-        gap = t - a
-        prices.append(torch.dot((gap * w).flatten(), gap.flatten()))
-    return 0.5 * torch.stack(prices).sum(dtype=torch.float64)
-
-
-def _price_and_pull(
-    theta: Tensor, anchor: Tensor, f: Tensor, weight: float
-) -> tuple[Tensor, Tensor]:
-    # ½ Σ F (θ − θ̄)² in float64, and weight · F ⊙ (θ − θ̄) in fresh memory and θ's type
-    rows = _wide(theta.detach(), anchor, f)
-    pull = torch.empty_like(theta, dtype=rows[0].dtype)
-    rows = (pull, *rows)
-    whole = not all(x.is_contiguous() for x in rows)
-    pieces = [(x,) if whole else _pieces(x) for x in rows]
-    # One scratch for all pieces, as in _add_pull_; a number takes the place of a tensor of zeros.
-    scratch, nothing = torch.empty_like(pieces[1][0]), pull.new_zeros(())
-    prices = []
-    for p, t, a, w in zip(*pieces, strict=True):
-        gap = torch.sub(t, a, out=scratch if t.shape == scratch.shape else torch.empty_like(t))
-        torch.addcmul(nothing, w, gap, value=weight, out=p)
-        prices.append(torch.dot(p.flatten(), gap.flatten()))
-    price = (0.5 / weight) * torch.stack(prices).sum(dtype=torch.float64)
-    return price, pull.to(theta.dtype)
-
-
-def _wide(*rows: Tensor) -> tuple[Tensor, ...]:
-    # One type for all, and at least 32 bits: Ω in 16 bits would be a sum of rounding errors.
-    types = {x.dtype for x in rows}
-    if len(types) == 1 and rows[0].element_size() > 2:
-        return rows
-    wide = torch.float64 if torch.float64 in types else torch.float32
-    return tuple(x.to(wide) for x in rows)
-
-
-def _add_pull_(grad: Tensor, theta: Tensor, anchor: Tensor, f: Tensor, weight: float) -> None:
-    same_layout = all(x.is_contiguous() for x in (grad, theta, anchor, f))
-    rows = (grad, theta, anchor, f)
-    pieces = [_pieces(x) for x in rows] if same_layout else [(x,) for x in rows]
-    # One scratch for all pieces: fresh memory for each would cost more than the arithmetic.
-    scratch = torch.empty_like(pieces[1][0])
-    for g, t, a, w in zip(*pieces, strict=True):
-        gap = torch.sub(t, a, out=scratch if t.shape == scratch.shape else torch.empty_like(t))
-        g.addcmul_(w, gap, value=weight)
-
 
 def _check_fold(
     params: Mapping[str, Tensor], importance: Mapping[str, Tensor], decay: float
 ) -> None:
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"decay is {decay}; it must lie in [0, 1]")
+    check_whole(params, "a fold")
     for name, f in importance.items():
         if name not in params:
             raise ValueError(f"importance names {name!r}, which params lacks")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lifelong.core.penalty.kronecker_layers import as_matrix, names_of
 from lifelong.core.penalty.kronecker_term import KroneckerTerm
+from lifelong.core.penalty.sharded import check_whole
 
 
 def set_buffer(tree: nn.Module, name: str, value: Tensor) -> None:
@@ -31,7 +32,11 @@ class ReshapedDiagonal(nn.Module):
 
     importance: nn.Module
     anchor: nn.Module
-    _flat: list[tuple[str, Tensor, Tensor]] | None
+    scale: nn.Module
+    _flat: Any
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def held(self, params: Mapping[str, Tensor]) -> list[str]:  # noqa: ARG002 - as of factors
         """Which parameters have a price.
@@ -50,7 +55,7 @@ class ReshapedDiagonal(nn.Module):
         Args:
             names: of parameters; those that were never consolidated do not matter.
         """
-        for attribute in ("importance", "anchor"):
+        for attribute in ("importance", "anchor", "scale"):
             kept = nn.Module()
             for name, value in getattr(self, attribute).named_buffers():
                 if name not in names:
@@ -65,7 +70,11 @@ class ReshapedDiagonal(nn.Module):
         Args:
             params: parameter name → θ as it is now.
             names: of the consolidated parameters that are longer than their anchors.
-        """
+
+        Raises:
+            ValueError: when one of them is spread over processes.
+        """  # noqa: DOC502 - raised by what is called
+        check_whole({name: params[name] for name in names}, "a layer that grows")
         for name in names:
             theta = params[name].detach()
             f, anchor = self.importance.get_buffer(name), self.anchor.get_buffer(name)
@@ -73,8 +82,8 @@ class ReshapedDiagonal(nn.Module):
             price[: len(f)] = f
             start = theta.to(anchor.device, anchor.dtype, copy=True)
             start[: len(anchor)] = anchor
-            set_buffer(self.importance, name, price)
-            set_buffer(self.anchor, name, start)
+            set_buffer(self.importance, name, self._placed(price))
+            set_buffer(self.anchor, name, self._placed(start))
         self._flat = None
 
 
@@ -112,6 +121,25 @@ class ReshapedLayers(nn.Module):
         kept = {key: terms for key, terms in self.layers.items() if names_of(key)[0] not in names}
         self.layers = nn.ModuleDict(kept)
         self._steps.clear()
+
+    def pull_of(self, params: Mapping[str, Tensor], weight: float) -> None:
+        """Factors stay with the parameters, and give all gradients at once.
+
+        Args:
+            params: unused.
+            weight: unused.
+        """
+
+    def shard_like(self, params: Mapping[str, Tensor]) -> None:
+        """Factors are of whole layers.
+
+        Args:
+            params: parameter name → θ.
+
+        Raises:
+            ValueError: when a parameter is spread over processes.
+        """  # noqa: DOC502 - raised by what is called
+        check_whole(params, "a penalty of Kronecker factors")
 
     @torch.no_grad()
     def grow(self, params: Mapping[str, Tensor], names: Collection[str]) -> None:

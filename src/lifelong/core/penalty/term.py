@@ -1,6 +1,6 @@
 """λΩ as a part of any loss, by autograd, at little more than the cost of reading F̄ and θ̄ once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +26,9 @@ class PenaltyTerm:
     does not require a gradient counts in Ω and gets none. One that L does not reach is still pulled
     to its anchor, as by the formula; with DDP's ``find_unused_parameters=True`` the term must then
     be made inside the wrapped module's ``forward`` (as it is in Lightning's ``training_step``).
-    Between the two passes the gradients take as much memory as the parameters.
+    Between the two passes the gradients take as much memory as the parameters. Of a penalty that
+    stays on another device (``QuadraticPenalty(device="cpu")``) nothing waits: each gradient is
+    made as the backward pass leaves its parameter, and added then.
 
     Args:
         penalty: Ω. What is folded into it later counts from the next call on.
@@ -102,7 +104,12 @@ class _Sum(torch.autograd.Function):
         names: tuple[str, ...],
         *params: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        omega, gradients = penalty.value_and_gradient(dict(zip(names, params, strict=True)), weight)
+        by_name = dict(zip(names, params, strict=True))
+        ctx.pull = penalty.pull_of(by_name, weight)
+        if ctx.pull is None:
+            omega, gradients = penalty.value_and_gradient(by_name, weight)
+        else:
+            omega, gradients = penalty.value(by_name), {}
         ctx.penalty, ctx.weight, ctx.names, ctx.gradients = penalty, weight, names, gradients
         ctx.save_for_backward(*params)
         ctx.mark_non_differentiable(omega)
@@ -115,6 +122,8 @@ class _Sum(torch.autograd.Function):
             return (None,) * (4 + len(ctx.names))
         if torch.is_grad_enabled():
             gradients = _differentiable(ctx, scale)
+        elif ctx.pull is not None:
+            gradients = _one_by_one(ctx, scale)
         else:
             gradients = _scaled(_waiting(ctx), scale)
         return (scale, None, None, None, *(gradients.get(name) for name in ctx.names))
@@ -141,6 +150,31 @@ def _scaled(gradients: dict[str, Tensor], scale: Tensor) -> dict[str, Tensor]:
     for gradient in gradients.values():
         gradient.mul_(factor.to(gradient.device))
     return gradients
+
+
+def _one_by_one(ctx: Any, scale: Tensor) -> dict[str, Tensor]:
+    # Each parameter's own hook adds its pull to what has reached it, in this backward pass alone.
+    params = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+    factor, pull = scale.detach().reshape(()), ctx.pull
+    handles: list[Any] = []
+    nothing: dict[str, Tensor] = {}
+
+    def adding(name: str) -> Callable[[Tensor], Tensor]:
+        return lambda grad: pull(name).mul_(factor.to(grad.device)).add_(grad)
+
+    for name in ctx.penalty.held(params):
+        param = params[name]
+        if param.requires_grad:
+            handles.append(param.register_hook(adding(name)))
+            # Zeros without memory: a hook is called only where some gradient comes.
+            nothing[name] = param.new_zeros(()).expand_as(param)
+
+    def end() -> None:
+        for handle in handles:
+            handle.remove()
+
+    torch.autograd.Variable._execution_engine.queue_callback(end)
+    return nothing
 
 
 def _differentiable(ctx: Any, scale: Tensor) -> dict[str, Tensor]:
