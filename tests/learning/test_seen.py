@@ -161,7 +161,36 @@ def ae() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 2), nn.Tanh(), nn.Linear(2, 4))
 
 
+def poisson(logs: Tensor) -> list[tuple[float, Tensor]]:
+    return [(float(v.detach().exp()), v) for v in logs.flatten()]
+
+
+def spread(output: Tensor) -> list[tuple[float, Tensor]]:
+    """Means in the first column, logarithms of their variances in the second."""
+    f, s = output.reshape(-1, 2).unbind(1)
+    return [(float((-b).detach().exp()), a) for a, b in zip(f, s, strict=True)] + [
+        (0.5, b) for b in s
+    ]
+
+
+class ByTime(nn.Module):
+    """Tokens [N, T] to scores [T, N, 5], as recurrent networks have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.out = nn.Embedding(7, 4), nn.RNN(4, 3), nn.Linear(3, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.rnn(self.embed(ids.T))[0])
+
+
+def masked(loss: Tensor, counts: Tensor) -> Tensor:
+    return (loss * counts).sum() / counts.sum()
+
+
 REST = numbers(2, N)[0]
+COUNTS, VARIANCE = MANY[:, :3].clone().fill_diagonal_(1.0), numbers(N, 3, seed=8).exp()
+WHOLE = TOKEN_LABELS.clamp_min(0)
 # name → module, batches of two sizes, and the log-probabilities of example i
 FAMILIES: dict[str, tuple[Callable[[], Own], list[Any], Callable[[Any, int], Any]]] = {
     "a classifier": (
@@ -257,6 +286,60 @@ FAMILIES: dict[str, tuple[Callable[[], Own], list[Any], Callable[[Any, int], Any
         lambda: Own(lambda m, b: F.cross_entropy(m(b[0]), b[1], label_smoothing=0.1)),
         [(X, Y)],
         lambda m, i: softmax(m.net(X[i : i + 1])),
+    ),
+    "rows ordered by time": (
+        lambda: Own(
+            lambda m, b: F.cross_entropy(m(b[0]).flatten(0, 1), b[1].T.flatten()), ByTime()
+        ),
+        [(TOKENS[:4], TOKEN_LABELS[:4]), (TOKENS[4:], TOKEN_LABELS[4:])],
+        lambda m, i: softmax(kept(i, m.net(TOKENS[i : i + 1])[:, 0])),
+    ),
+    "examples in the second dimension": (
+        lambda: Own(lambda m, b: F.mse_loss(m(b[0]), b[1].movedim(1, 0)), ByTime()),
+        [(TOKENS, numbers(N, 4, 5))],
+        lambda m, i: gauss(m.net(TOKENS[i : i + 1])),
+    ),
+    "a mask by hand": (
+        lambda: Own(
+            lambda m, b: masked(
+                F.cross_entropy(m(b[0]).movedim(2, 1), b[1], reduction="none"), b[2] != -100
+            ),
+            Words(),
+        ),
+        [(TOKENS[:4], WHOLE[:4], TOKEN_LABELS[:4]), (TOKENS[4:], WHOLE[4:], TOKEN_LABELS[4:])],
+        lambda m, i: softmax(kept(i, m.net(TOKENS[i : i + 1])[0])),
+    ),
+    "numbers with a mask": (
+        lambda: Own(
+            lambda m, b: masked(F.mse_loss(m(b[0]), b[1], reduction="none"), b[2]),
+        ),
+        [(X[:4], VARIANCE[:4], COUNTS[:4]), (X[4:], VARIANCE[4:], COUNTS[4:])],
+        lambda m, i: gauss(m.net(X[i : i + 1])[0, COUNTS[i] > 0]),
+    ),
+    "counts": (
+        lambda: Own(lambda m, b: F.poisson_nll_loss(m(b[0]), b[1], full=True)),
+        [(X, classes(N, 3).double())],
+        lambda m, i: poisson(m.net(X[i : i + 1])),
+    ),
+    "counts at a rate": (
+        lambda: Own(
+            lambda m, b: F.poisson_nll_loss(m(b[0]).exp(), b[1], log_input=False, eps=1e-12)
+        ),
+        [(X, classes(N, 3).double())],
+        lambda m, i: poisson(m.net(X[i : i + 1])),
+    ),
+    "numbers of a given variance": (
+        lambda: Own(lambda m, b: F.gaussian_nll_loss(m(b[0]), b[1], b[2])),
+        [(X, numbers(N, 3, seed=5), VARIANCE)],
+        lambda m, i: gauss(m.net(X[i : i + 1])[0] / VARIANCE[i].sqrt()),
+    ),
+    "numbers and their variance": (
+        lambda: Own(
+            lambda m, b: F.gaussian_nll_loss(m(b[0])[:, 0], b[1], m(b[0])[:, 1].exp()),
+            nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)),
+        ),
+        [(X, REST)],
+        lambda m, i: spread(m.net(X[i : i + 1])),
     ),
     "a softmax written by hand": (
         lambda: Own(lambda m, b: -m(b[0]).log_softmax(1).gather(1, b[1][:, None]).mean()),
@@ -363,12 +446,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "a batch norm of the moment": (
         lambda m, b: F.cross_entropy(m(b[0]) - m(b[0]).mean(0), b[1]),
-        "depends on the other examples",
-    ),
-    "rows ordered by time": (
-        lambda m, b: F.cross_entropy(
-            torch.stack([m(b[0]), m(b[0] + 1)]).flatten(0, 1), b[1].repeat(2)
-        ),
         "depends on the other examples",
     ),
     "a spread target": (

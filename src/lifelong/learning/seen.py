@@ -7,7 +7,7 @@ in a forward, inside a network that computes its own loss.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning import LightningModule
@@ -23,8 +23,8 @@ from lifelong.core.fisher.probe import Layout
 from lifelong.core.fisher.rules import rule_for
 from lifelong.core.fisher.traceless import thawed, traceless
 from lifelong.errors import LifelongError
-from lifelong.learning.explained import explain
-from lifelong.learning.losses import LossCall, Stop, Watch, arranged, grouped
+from lifelong.learning.explained import explain, left_out
+from lifelong.learning.losses import LossCall, Order, Stop, Watch, arranged, grouped
 from lifelong.learning.quiet import QuietStep, kept_tensors
 
 CURE = (
@@ -59,6 +59,11 @@ class StepForward:
         names: of these functions.
         joint: what joins the outputs of several calls; None for a single one.
         raw: whether output and target stay as they were given, for a likelihood of the user's.
+        masked: whether the step multiplies labels that do not count by zero; then it is run to its
+            end.
+
+    Attributes:
+        order: how the rows that the functions are given belong to the examples.
     """
 
     def __init__(
@@ -68,9 +73,11 @@ class StepForward:
         names: Sequence[str],
         joint: Product | None = None,
         raw: bool = False,
+        masked: bool = False,
     ) -> None:
         self._step, self._calls, self._names = step, list(calls), list(names)
-        self._joint, self._raw = joint, raw
+        self._joint, self._raw, self._masked = joint, raw, masked
+        self.order: Order = "examples"
 
     def __call__(self, network: Any, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Output and target of some examples.
@@ -85,7 +92,9 @@ class StepForward:
         Raises:
             LifelongError: when the step calls other loss functions than it did at first.
         """
-        watch, _ = watched(self._step, batch, max(self._calls))
+        with torch.set_grad_enabled(self._masked or torch.is_grad_enabled()):
+            last = None if self._masked else max(self._calls)
+            watch, loss = watched(self._step, batch, last)
         found = [watch.calls[i] for i in self._calls if i < len(watch.calls)]
         if [call.name for call in found] != self._names:
             came = ", ".join(call.name for call in watch.calls) or "none"
@@ -96,11 +105,22 @@ class StepForward:
             )
         n = count(batch)
         if self._raw:
-            return grouped(found[0].output, n), grouped(found[0].target, n)
-        parts = [arranged(call, n) for call in found]
+            pair = found[0].output, found[0].target
+            return grouped(pair[0], n, self.order), grouped(pair[1], n, self.order)
+        masks = [None] * len(found)
+        if self._masked:
+            masks = _masks(watch.backwards[-1] if loss is None else loss, found)
+        parts = [arranged(c, n, self.order, m) for c, m in zip(found, masks, strict=True)]
         if self._joint is None:
             return parts[0]
         return self._joint.join([f for f, _ in parts], [y for _, y in parts])
+
+
+def _masks(loss: Tensor, calls: Sequence[LossCall]) -> list[Tensor | None]:
+    results = [call.result for call in calls]
+    found = torch.autograd.grad(loss.sum(), results, retain_graph=True, allow_unused=True)
+    zero = [None if w is None else left_out(c, w) for c, w in zip(calls, found, strict=True)]
+    return [None if z is None else ~z for z in zero]
 
 
 def watched(step: QuietStep, batch: Any, last: int | None = None) -> tuple[Watch, Tensor | None]:
@@ -163,7 +183,7 @@ def see(
                 _compare(module, step, batch, seen)
             else:
                 seen = _seen_in_step(module, step, batch, labels, likelihood)
-            seen.directions = _rehearsed(module, batch, seen, labels)
+            seen.directions = _in_some_order(module, batch, seen, labels)
         except ValueError as error:
             raise LifelongError(f"{type(module).__name__}: {error}") from error
     return seen
@@ -212,7 +232,8 @@ def _seen_in_step(
     own: Likelihood = joint if joint is not None else found.likelihoods[0]
     places = [next(i for i, one in enumerate(watch.calls) if one is c) for c in found.calls]
     names = [call.name for call in found.calls]
-    return Seen(StepForward(step, places, names, joint), own, remarks=found.remarks)
+    forward = StepForward(step, places, names, joint, masked=found.masked)
+    return Seen(forward, own, remarks=found.remarks)
 
 
 def _again(step: QuietStep, batch: Any) -> tuple[Tensor, list[LossCall]] | None:
@@ -305,6 +326,23 @@ def _gradient(of: Tensor, params: Sequence[Tensor]) -> Tensor:
     found = torch.autograd.grad(of, params, allow_unused=True, materialize_grads=True)
     dense = [g.to_dense() if g.is_sparse else g for g in found]
     return torch.cat([g.double().flatten() for g in dense])
+
+
+def _in_some_order(module: LightningModule, batch: Any, seen: Seen, labels: str) -> int:
+    # rows may be ordered by time: what an order gives for an example must not depend on the others
+    forward = seen.forward
+    if not isinstance(forward, StepForward):
+        return _rehearsed(module, batch, seen, labels)
+    first: Exception | None = None
+    for order in get_args(Order):
+        forward.order = order
+        try:
+            return _rehearsed(module, batch, seen, labels)
+        except (LifelongError, ValueError) as error:
+            first = first or error
+    forward.order = "examples"
+    assert first is not None
+    raise first
 
 
 def _rehearsed(module: LightningModule, batch: Any, seen: Seen, labels: str) -> int:
