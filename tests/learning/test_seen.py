@@ -19,6 +19,7 @@ from lifelong.errors import LifelongError
 from lifelong.learning.fit_batches import FitBatches
 from lifelong.learning.seen import see
 from lifelong.methods import EWC, KroneckerEWC
+from lifelong.methods.protect import protect
 
 N = 6
 Score = Callable[[Any, int], Tensor]
@@ -648,6 +649,71 @@ def test_two_optimizers_of_one_loss_are_pulled_once() -> None:
     want = own + 10.0 * fresh.penalty.importances()["net.2.weight"] * 0.1
     torch.testing.assert_close(module.seen, want, rtol=1e-6, atol=1e-9)
     assert float((held * 0.1).norm()) > 1e-4
+
+
+class AddsIt(Own):
+    """Its step adds the term that the callback adds, too, with one optimizer or by hand."""
+
+    def __init__(self, by_hand: bool) -> None:
+        super().__init__(plain)
+        self.automatic_optimization = not by_hand
+        self.ewc: Any = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = plain(self, batch)
+        if self.ewc is not None:
+            loss = loss + self.ewc.term(self)
+        if self.automatic_optimization:
+            return loss
+        self.optimizers().zero_grad()
+        self.manual_backward(loss)
+        self.optimizers().step()
+        return None
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_step_that_adds_the_term_of_its_callback_is_pulled_once(by_hand: bool) -> None:
+    weights = []
+    for adds in (False, True):
+        module, ewc = AddsIt(by_hand), EWC(10.0, consolidates=False)
+        ewc.consolidate(module, [(X, Y)])
+        with torch.no_grad():
+            module.net[2].weight.add_(0.5)
+        if adds:
+            module.ewc = ewc
+            with pytest.warns(UserWarning, match="it counts once; take one of the two out"):
+                fit(module, loader(X, Y), ewc)
+            assert ewc.term(module).item() > 0  # outside of the step it is λΩ
+        else:
+            fit(module, loader(X, Y), ewc)
+        weights.append(module.net[2].weight.detach())
+    assert torch.equal(*weights)
+
+
+class Table(Own):
+    """Embeddings with sparse gradients, and an optimizer that takes no others."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, b: F.cross_entropy(m.net(b[0]).mean(1), b[1]))
+        self.net = nn.Sequential(nn.Embedding(7, 3, sparse=True)).double()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SparseAdam(self.parameters(), 1e-2)
+
+
+def test_an_optimizer_for_sparse_gradients_alone_is_refused_before_its_first_step() -> None:
+    data, module, ewc = loader(TOKENS, Y), Table(), EWC(1.0)
+    fit(module, data, ewc)
+    before = module.net[0].weight.detach().clone()
+    with pytest.raises(LifelongError, match=r"SparseAdam.*ignore='net.0.weight'"):
+        fit(module, data, ewc)
+    with pytest.raises(LifelongError, match="SparseAdam"):
+        protect(module, module.configure_optimizers(), ewc)
+    assert torch.equal(before, module.net[0].weight)
+    free = EWC(1.0, consolidates=False, ignore="net.0.*")
+    free.load_state_dict(ewc.state_dict())
+    fit(module, data, free)
+    assert not torch.equal(before, module.net[0].weight)
 
 
 def test_several_losses_of_ones_own_are_refused_with_the_words_to_type() -> None:

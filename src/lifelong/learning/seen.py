@@ -107,7 +107,7 @@ class StepForward:
         if self._raw:
             pair = found[0].output, found[0].target
             return grouped(pair[0], n, self.order), grouped(pair[1], n, self.order)
-        masks = [None] * len(found)
+        masks: list[Tensor | None] = [None] * len(found)
         if self._masked:
             masks = _masks(watch.backwards[-1] if loss is None else loss, found)
         parts = [arranged(c, n, self.order, m) for c, m in zip(found, masks, strict=True)]
@@ -117,7 +117,7 @@ class StepForward:
 
 
 def _masks(loss: Tensor, calls: Sequence[LossCall]) -> list[Tensor | None]:
-    results = [call.result for call in calls]
+    results: Any = [call.result for call in calls]
     found = torch.autograd.grad(loss.sum(), results, retain_graph=True, allow_unused=True)
     zero = [None if w is None else left_out(c, w) for c, w in zip(calls, found, strict=True)]
     return [None if z is None else ~z for z in zero]

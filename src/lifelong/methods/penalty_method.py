@@ -26,6 +26,7 @@ from lifelong.learning.progress import Progress, pass_progress
 from lifelong.learning.shards import share_of_loader
 from lifelong.methods.base import network_of
 from lifelong.methods.holding import Holding
+from lifelong.methods.sparse import refuse_sparse_only
 
 Step = Literal["explicit", "proximal"]
 WATCHED = "lifelong: how λ was watched"  # a key of the Trainer's checkpoints
@@ -192,6 +193,8 @@ class PenaltyMethod(Holding):
         """
         super().on_train_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
+            if self.is_held:
+                refuse_sparse_only(optimizer, self._params, self.penalty.held(self._params))
             if self.step == "proximal":
                 self._hooks.append(optimizer.register_step_post_hook(self._proximal_step))
             elif self.is_held and isinstance(optimizer, torch.optim.SGD):
