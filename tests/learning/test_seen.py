@@ -473,6 +473,20 @@ def test_what_does_not_fit_is_refused_before_the_first_step(case: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
+def test_batches_of_another_form_are_refused_before_the_first_step() -> None:
+    module = Own(lambda m, b: F.cross_entropy(m(b["x"]), b["y"]))
+    before = [p.detach().clone() for p in module.parameters()]
+    rows = DataLoader([{"x": x, "y": y} for x, y in zip(X, Y, strict=True)], batch_size=3)
+    with pytest.raises(LifelongError, match=r"batches=.*form of the training batches"):
+        fit(module, rows, EWC(1.0, batches=[(X, Y)]))
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    own = EWC(1.0, batches=[(X, Y)], forward=lambda m, b: (m(b[0]), b[1]), damping=0.0, threshold=0)
+    fit(module, rows, own)
+    want = brute(module, lambda i: softmax(module.net(X[i : i + 1])))
+    for name, one in want.items():
+        torch.testing.assert_close(own.penalty.importances()[name], one, rtol=1e-9, atol=1e-12)
+
+
 def test_soft_labels_are_refused_as_empirical_ones() -> None:
     step = FAMILIES["smoothed labels"][0]()
     with pytest.raises(LifelongError, match="labels='exact' or labels='sampled'"):

@@ -1,12 +1,13 @@
 """What methods share that estimate a Fisher information: of what, checked when, at what cost."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lifelong.core.fisher.capture import Capture
@@ -179,7 +180,7 @@ class EstimatingMethod(PenaltyMethod):
             self._check_manual(pl_module, batch)
         if self.consolidates:
             self._examples = _examples_in(self._batches_of(trainer))
-            self._known = pl_module, self._seen(pl_module, batch)
+            self._known = pl_module, self._seen_before(pl_module, batch)
 
     def detach(self) -> None:
         """Take away what was attached to the module; a second call does nothing."""
@@ -202,6 +203,23 @@ class EstimatingMethod(PenaltyMethod):
                 "it is made, and pass likelihood= and forward=lambda module, batch: (output, "
                 "target) of that loss"
             )
+
+    def _seen_before(self, module: LightningModule, batch: Any) -> Seen:
+        # what the importance will be estimated on decides, not what is learnt
+        if self.batches is None or isinstance(self.batches, Iterator):
+            return self._seen(module, batch)
+        with isolate_rng():
+            batch = next(as_step_sees(module, self.batches), batch)
+        try:
+            return self._seen(module, batch)
+        except LifelongError:
+            raise
+        except Exception as error:
+            raise LifelongError(
+                f"training_step fails on what came as batches= ({type(error).__name__}: "
+                f"{str(error).strip().splitlines()[-1]}); wanted batches in the form of the "
+                "training batches, or forward=lambda module, batch: (output, target) of them"
+            ) from error
 
     def _seen(self, network: nn.Module, batch: Any) -> Seen:
         seen = self._looked(network, batch)

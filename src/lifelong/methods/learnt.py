@@ -48,6 +48,8 @@ def looks_learnt(network: nn.Module) -> str | None:
     Returns:
         What was found, in a few words; None where nothing was.
     """
+    if any(p.is_meta for p in network.parameters()):  # no numbers to look at
+        return None
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and module.num_batches_tracked is not None:
             if int(module.num_batches_tracked) > 0:
