@@ -1,5 +1,6 @@
 """What the drop-in estimates F of: the training step itself, against brute force in float64."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -487,6 +488,19 @@ def test_batches_of_another_form_are_refused_before_the_first_step() -> None:
         torch.testing.assert_close(own.penalty.importances()[name], one, rtol=1e-9, atol=1e-12)
 
 
+def test_batches_of_the_last_task_are_told_of() -> None:
+    ewc, module = EWC(1.0, batches=loader(X, Y)), Own(plain)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*these very batches")
+        fit(module, loader(X, Y), ewc)
+    with pytest.warns(UserWarning, match="set ewc.batches to the new task's"):
+        fit(module, loader(X + 1, Y), ewc)
+    ewc.batches = loader(X + 1, Y)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*these very batches")
+        fit(module, loader(X + 1, Y), ewc)
+
+
 def test_soft_labels_are_refused_as_empirical_ones() -> None:
     step = FAMILIES["smoothed labels"][0]()
     with pytest.raises(LifelongError, match="labels='exact' or labels='sampled'"):
@@ -506,6 +520,17 @@ def test_what_is_passed_wins() -> None:
     want = brute(module, lambda i: bernoulli(module.net(X[i : i + 1])))
     for name, one in want.items():
         torch.testing.assert_close(got[name], one, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["a mask by hand", "numbers with a mask"])
+def test_a_mask_counts_for_a_likelihood_that_is_passed(family: str) -> None:
+    make, batches, log_p = FAMILIES[family]
+    module = make()
+    told: Any = Categorical() if family == "a mask by hand" else Gaussian()
+    ewc = EWC(1.0, likelihood=told, threshold=0.0, labels="exact")
+    got = ewc.estimate(module, batches)
+    for name, one in brute(module, lambda i: log_p(module, i)).items():
+        torch.testing.assert_close(got[name], one, rtol=1e-9, atol=1e-12)
 
 
 def test_the_likelihood_alone_lets_a_further_term_be() -> None:

@@ -197,7 +197,7 @@ def arranged(
     elif call.name == "gaussian_nll_loss":
         output, labels = _with_noise(call)
     if mask is not None:
-        output, labels = _without(call, output, labels, mask)
+        output, labels = without(call, output, labels, mask)
     if labels is not None:
         labels = grouped(labels, count, order)
     return grouped(output, count, order), labels
@@ -215,16 +215,28 @@ def _with_noise(call: LossCall) -> tuple[Tensor, Tensor]:
     return output / variance.sqrt(), target / variance.sqrt()
 
 
-def _without(
-    call: LossCall, output: Tensor, labels: Tensor | None, mask: Tensor
+def without(
+    call: LossCall, output: Tensor, labels: Tensor | None, mask: Tensor, *, classes: int = -1
 ) -> tuple[Tensor, Tensor | None]:
-    # what does not count reaches no parameter
-    whole = mask.reshape(*mask.shape, *(1,) * (output.ndim - mask.ndim))
-    output = output.where(whole, output.detach())
-    if labels is not None:
-        left_out = call.options["ignore_index"] if call.name in CATEGORICAL else 0
-        labels = labels.where(mask, left_out)
-    return output, labels
+    """Output and labels of a call, of which some do not count: no gradient leads to these.
+
+    Args:
+        call: of a loss function.
+        output: what it was given, in its own order or in that of ``arranged``.
+        labels: its targets; None for none.
+        mask: which labels count, in the shape of what the function returned.
+        classes: the dimension of classes in the output, where there is one.
+
+    Returns:
+        The same numbers; labels that do not count are those that the function ignores, or 0.
+    """
+    categorical = call.name in CATEGORICAL
+    more = output.ndim - mask.ndim
+    whole = mask.unsqueeze(classes) if categorical and more == 1 else mask
+    whole = whole.reshape(*whole.shape, *(1,) * (output.ndim - whole.ndim))
+    if labels is not None and labels.shape == mask.shape:
+        labels = labels.where(mask, call.options["ignore_index"] if categorical else 0)
+    return output.where(whole, output.detach()), labels
 
 
 def grouped(rows: Tensor, count: int, order: Order = "examples") -> Tensor:

@@ -24,7 +24,7 @@ from lifelong.core.fisher.rules import rule_for
 from lifelong.core.fisher.traceless import thawed, traceless
 from lifelong.errors import LifelongError
 from lifelong.learning.explained import explain, left_out
-from lifelong.learning.losses import LossCall, Order, Stop, Watch, arranged, grouped
+from lifelong.learning.losses import LossCall, Order, Stop, Watch, arranged, grouped, without
 from lifelong.learning.quiet import QuietStep, kept_tensors
 
 CURE = (
@@ -104,12 +104,14 @@ class StepForward:
                 "pass forward=lambda module, batch: (output, target)"
             )
         n = count(batch)
-        if self._raw:
-            pair = found[0].output, found[0].target
-            return grouped(pair[0], n, self.order), grouped(pair[1], n, self.order)
         masks: list[Tensor | None] = [None] * len(found)
         if self._masked:
             masks = _masks(watch.backwards[-1] if loss is None else loss, found)
+        if self._raw:
+            f, y = found[0].output, found[0].target
+            if masks[0] is not None:
+                f, y = without(found[0], f, y, masks[0], classes=1)  # type: ignore[assignment]
+            return grouped(f, n, self.order), grouped(y, n, self.order)
         parts = [arranged(c, n, self.order, m) for c, m in zip(found, masks, strict=True)]
         if self._joint is None:
             return parts[0]
@@ -216,7 +218,7 @@ def _seen_in_step(
     loss = _one_loss(watch, loss, likelihood)
     calls = [call for call in watch.calls if call.edge is not None and call.result is not None]
     if likelihood is not None:
-        return _as_told(module, step, batch, watch, likelihood)
+        return _as_told(module, step, batch, watch, loss, likelihood)
     if not loss.requires_grad:
         raise LifelongError(
             f"the loss of {type(module).__name__}.training_step carries no gradient; wanted one "
@@ -265,15 +267,22 @@ def _one_loss(watch: Watch, loss: Tensor | None, likelihood: AnyLikelihood | Non
 
 
 def _as_told(
-    module: LightningModule, step: QuietStep, batch: Any, watch: Watch, likelihood: AnyLikelihood
+    module: LightningModule,
+    step: QuietStep,
+    batch: Any,
+    watch: Watch,
+    loss: Tensor,
+    likelihood: AnyLikelihood,
 ) -> Seen:
     # the likelihood is the user's, the output that of the last loss function
     places = [i for i, call in enumerate(watch.calls) if call.edge is not None]
     if not places:
         seen = Seen(None, likelihood)
     else:
-        last = places[-1]
-        seen = Seen(StepForward(step, [last], [watch.calls[last].name], raw=True), likelihood)
+        last = watch.calls[places[-1]]
+        masked = loss.requires_grad and _masks(loss, [last])[0] is not None
+        forward = StepForward(step, places[-1:], [last.name], raw=True, masked=masked)
+        seen = Seen(forward, likelihood)
     _compare(module, step, batch, seen)
     return seen
 
@@ -333,16 +342,15 @@ def _in_some_order(module: LightningModule, batch: Any, seen: Seen, labels: str)
     forward = seen.forward
     if not isinstance(forward, StepForward):
         return _rehearsed(module, batch, seen, labels)
-    first: Exception | None = None
+    errors: list[Exception] = []
     for order in get_args(Order):
         forward.order = order
         try:
             return _rehearsed(module, batch, seen, labels)
         except (LifelongError, ValueError) as error:
-            first = first or error
+            errors.append(error)
     forward.order = "examples"
-    assert first is not None
-    raise first
+    raise errors[0]
 
 
 def _rehearsed(module: LightningModule, batch: Any, seen: Seen, labels: str) -> int:

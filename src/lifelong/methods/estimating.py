@@ -81,6 +81,7 @@ class EstimatingMethod(PenaltyMethod):
         self.forward = forward
         self.likelihood_name = "categorical"  # of the last estimate
         self._is_checked = False
+        self._gone_through: Iterable[Any] | None = None  # by the last consolidation
         self._known: tuple[nn.Module, Seen] | None = None  # what the check of this fit found
         self._said: set[str] = set()
         self._examples: int | None = None  # how many an estimate will take
@@ -156,6 +157,12 @@ class EstimatingMethod(PenaltyMethod):
         """
         super().on_train_start(trainer, pl_module)
         own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
+        if self.consolidates and self.batches is not None and self.batches is self._gone_through:
+            name = type(self).__name__
+            rank_zero_warn(
+                f"{name}: the last task was consolidated on these very batches, and this one will "
+                f"be, too; set {name.lower()}.batches to the new task's before its fit"
+            )
         if self.consolidates and self.batches is None and not callable(own):
             refuse_used_up(trainer)
             if self.samples is None:
@@ -181,6 +188,16 @@ class EstimatingMethod(PenaltyMethod):
         if self.consolidates:
             self._examples = _examples_in(self._batches_of(trainer))
             self._known = pl_module, self._seen_before(pl_module, batch)
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Consolidate the task that was just learnt.
+
+        Args:
+            trainer: its data give the examples, unless ``batches`` was set.
+            pl_module: with the weights that the fit leaves.
+        """
+        super().finish(trainer, pl_module)
+        self._gone_through = self.batches
 
     def detach(self) -> None:
         """Take away what was attached to the module; a second call does nothing."""
