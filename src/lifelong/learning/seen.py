@@ -14,23 +14,16 @@ from lightning import LightningModule
 from torch import Tensor
 
 from lifelong.core import Likelihood
-from lifelong.core.fisher.capture import Capture, uses_of_parameters
 from lifelong.core.fisher.evaluation import AnyLikelihood, Evaluation, Forward
 from lifelong.core.fisher.examples import count, take
 from lifelong.core.fisher.likelihoods.base import Given
 from lifelong.core.fisher.likelihoods.product import Product
-from lifelong.core.fisher.probe import Layout
-from lifelong.core.fisher.rules import rule_for
 from lifelong.core.fisher.traceless import thawed, traceless
 from lifelong.errors import LifelongError
 from lifelong.learning.explained import explain, left_out
 from lifelong.learning.losses import LossCall, Order, Stop, Watch, arranged, grouped, without
 from lifelong.learning.quiet import QuietStep, kept_tensors
-
-CURE = (
-    "pass likelihood=Categorical(), Gaussian() or Bernoulli() to say what the output means, or "
-    "forward=lambda module, batch: (output, target) with it"
-)
+from lifelong.learning.rehearsal import CURE, rehearsed
 
 
 @dataclass
@@ -341,60 +334,13 @@ def _in_some_order(module: LightningModule, batch: Any, seen: Seen, labels: str)
     # rows may be ordered by time: what an order gives for an example must not depend on the others
     forward = seen.forward
     if not isinstance(forward, StepForward):
-        return _rehearsed(module, batch, seen, labels)
+        return rehearsed(module, batch, seen.forward, seen.likelihood, labels)
     errors: list[Exception] = []
     for order in get_args(Order):
         forward.order = order
         try:
-            return _rehearsed(module, batch, seen, labels)
+            return rehearsed(module, batch, seen.forward, seen.likelihood, labels)
         except (LifelongError, ValueError) as error:
             errors.append(error)
     forward.order = "examples"
     raise errors[0]
-
-
-def _rehearsed(module: LightningModule, batch: Any, seen: Seen, labels: str) -> int:
-    # three examples as the estimate will evaluate them; how many directions one of them has
-    evaluation = Evaluation(module, seen.forward, seen.likelihood)
-    x, y = evaluation.pair(batch)
-    n = count(x)
-    some = torch.arange(3) % n
-
-    def run(index: Tensor) -> tuple[Tensor, Tensor | None]:
-        return evaluation(take(x, index), None if y is None else y[index])
-
-    try:
-        three, two = run(some)[0], run(some[1:])[0]
-        repeatable = _same(three, run(some)[0])
-    except (LifelongError, ValueError):
-        raise
-    except Exception as error:
-        raise LifelongError(
-            f"{type(module).__name__}.training_step fails on 3 of the {n} examples of its batch "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); wanted examples that are "
-            "independent of each other, along the first dimension of every tensor of the batch: "
-            "pass forward=lambda module, batch: (output, target) that takes any number of them"
-        ) from error
-    if repeatable and not _same(three[1:], two):
-        raise LifelongError(
-            "what the loss function is given for an example depends on the other examples of its "
-            "batch (a loss over pairs, rows that are not ordered by example, or a BatchNorm "
-            "without running statistics); wanted independent examples along the first dimension: "
-            "pass forward=lambda module, batch: (output, target)"
-        )
-    with Capture(evaluation, lambda m: rule_for(m) is not None) as capture:
-        layout = Layout(capture, take(x, some), None if y is None else y[some], labels)
-    output, _ = run(some)
-    if not uses_of_parameters(output)[0]:
-        raise LifelongError(
-            "no parameter that requires a gradient enters the output that the loss function is "
-            f"given; wanted one at least: unfreeze what is to be held, or {CURE}"
-        )
-    return layout.directions
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
-    tolerance = torch.finfo(a.dtype).eps ** 0.5 * (1 + float(a.detach().abs().max()))
-    return float((a - b).detach().abs().max()) <= tolerance
