@@ -19,7 +19,7 @@ from lifelong.core.fisher.likelihoods.product import Product
 from lifelong.errors import LifelongError
 from lifelong.learning.fit_batches import FitBatches
 from lifelong.learning.seen import see
-from lifelong.methods import EWC, KroneckerEWC
+from lifelong.methods import EWC, KroneckerEWC, estimating
 from lifelong.methods.protect import protect
 
 N = 6
@@ -834,3 +834,16 @@ def test_dear_labels_are_drawn_and_that_is_said(caplog: pytest.LogCaptureFixture
     few = EWC(1.0).estimate(Own(plain, many), [(X, Y)])
     exact = EWC(1.0, labels="exact").estimate(Own(plain, many), [(X, Y)])
     assert all(torch.equal(few[name], exact[name]) for name in exact)
+
+
+@pytest.mark.parametrize(("second", "seconds"), [((5.6, 500), None), ((6.0, 20), "100 s")])
+def test_a_long_estimate_is_announced_by_its_pace_once_it_runs(
+    monkeypatch: pytest.MonkeyPatch, second: tuple[float, int], seconds: str | None
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(estimating, "rank_zero_info", said.append)
+    forecast = estimating.Forecast(EWC(1.0), None, 1000)
+    for now, done in ((5.0, 10), second):  # the first five seconds read the data
+        monkeypatch.setattr(estimating.time, "monotonic", lambda now=now: now)
+        forecast(done, None)
+    assert (len(said), seconds is None or seconds in said[0]) == (seconds is not None, True)

@@ -316,7 +316,7 @@ class Forecast:
         self._method, self._progress = method, progress
         samples = method.samples
         self._total = samples if total is None else min(total, samples or total)
-        self._start = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when, and how many were done
         self._is_said = False
 
     def __call__(self, done: int, total: int | None) -> None:
@@ -329,11 +329,15 @@ class Forecast:
         total = self._total if total is None else total
         if self._progress is not None:
             self._progress(done, total)
-        taken = time.monotonic() - self._start
-        if self._is_said or not done or taken < LONG / 20 or total is None:
+        now = time.monotonic()
+        # The first chunk takes what reading the data and finding out about the network take, too.
+        if self._first is None:
+            self._first = now, done
+        start, before = self._first
+        if self._is_said or done <= before or now - start < LONG / 20 or total is None:
             return
         self._is_said = True
-        whole = taken / done * total
+        whole = (now - start) / (done - before) * total
         if whole > LONG:
             name = self._method.title
             rank_zero_info(
