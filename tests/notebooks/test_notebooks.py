@@ -35,7 +35,7 @@ STRANGERS = {
 }
 LINES = 15  # of a cell: one idea
 SECONDS = 120
-LONGER = {"stranger_ccexam": 150, "stranger_minilm": 400}  # half of that on idle cores
+LONGER = {"stranger_ccexam": 150, "stranger_minilm": 400}  # it had half of two cores
 
 # Run after the last cell, with the notebook's own variables.
 CHECKS = {
