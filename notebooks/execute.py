@@ -53,7 +53,9 @@ def execute(
             record_timing=False,
         )
         # a folder of its own for IPython too: what the user has it run at the start stays out
-        own = {"IPYTHONDIR": folder, "PYTHONWARNINGS": "ignore:IProgress"}
+        # a torch that is newer than Lightning has it warn of its own words
+        quiet = "ignore:IProgress,ignore:`isinstance(treespec"
+        own = {"IPYTHONDIR": folder, "PYTHONWARNINGS": quiet}
         client.execute(env={**os.environ, **own, **(environment or {})})
     notebook.cells = cells
     return _without_accidents(notebook)

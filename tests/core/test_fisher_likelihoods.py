@@ -12,8 +12,10 @@ from lifelong.core import (
     Bernoulli,
     Categorical,
     Gaussian,
+    Heteroscedastic,
     Likelihood,
     PerOutput,
+    Poisson,
     fisher_diagonal,
     kronecker_factors,
 )
@@ -83,12 +85,15 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "categorical": Categorical(),
     "gaussian": Gaussian(sigma=0.7),
     "bernoulli": Bernoulli(),
+    "poisson": Poisson(),
 }
 
 
 def targets(name: str, shape: tuple[int, ...] = (N, 3)) -> Tensor:
     if name == "categorical":
         return torch.randint(shape[-1], shape[:-1])
+    if name == "poisson":
+        return torch.randint(5, shape).double()
     return torch.randn(shape) if name == "gaussian" else torch.randint(2, shape).double()
 
 
@@ -100,6 +105,9 @@ def log_p(name: str, z: Tensor, y: Tensor) -> Tensor:
         return -functional.gaussian_nll_loss(
             z, y, torch.full_like(z, 0.49), reduction="none"
         ).flatten()
+    if name == "poisson":
+        each = functional.poisson_nll_loss(z, y, reduction="none") + torch.lgamma(y + 1)
+        return -each.flatten()
     return -functional.binary_cross_entropy_with_logits(z, y, reduction="none").flatten()
 
 
@@ -128,6 +136,8 @@ def expectation(name: str) -> Callable[[Tensor, int], Iterator[tuple[float, Tens
     def terms(z: Tensor, _: int) -> Iterator[tuple[float, Tensor]]:
         if name == "gaussian":  # of (y − f)² / σ⁴ over y it is 1 / σ²
             yield from ((1 / 0.49, one) for one in z.flatten())
+        elif name == "poisson":  # of (y − r)² over y it is the variance r
+            yield from ((float(one.detach().exp()), one) for one in z.flatten())
         elif name == "categorical":
             for row in z.reshape(-1, z.shape[-1]).log_softmax(-1):
                 yield from ((float(one.detach().exp()), one) for one in row)
@@ -322,6 +332,27 @@ def test_a_likelihood_of_ones_own_has_all_three_kinds_of_labels() -> None:
         torch.testing.assert_close(sampled[name], expected, rtol=0.2, atol=0.05)
 
 
+@pytest.mark.parametrize("labels", ["exact", "sampled", "empirical"])
+def test_a_variance_that_the_network_says_has_information_too(labels: str) -> None:
+    # of y ~ N(f, exp s) the score of f is (y − f) / v, that of s is ((y − f)² / v − 1) / 2
+    likelihood = Heteroscedastic()
+    z, y = torch.randn(1, 2, 2), torch.randn(1, 2)
+    f, v = z[..., 0], z[..., 1].exp()
+    score = torch.stack([(y - f) / v, ((y - f) ** 2 / v - 1) / 2], dim=-1)
+    torch.testing.assert_close(likelihood.empirical(z, y), score, rtol=1e-12, atol=1e-12)
+    want = functional.gaussian_nll_loss(f, y, v, full=True, reduction="sum")
+    torch.testing.assert_close(-likelihood.log_prob(z, y)[0], want, rtol=1e-12, atol=0)
+    u = torch.cat([d.flatten(1) for d in directions(likelihood, z, "exact", None, None)])
+    if labels == "exact":
+        want = torch.stack([1 / v, torch.full_like(v, 0.5)], dim=-1).flatten().diag()
+        torch.testing.assert_close(u.T @ u, want, rtol=1e-12, atol=0)
+    elif labels == "sampled":
+        many = z.expand(60_000, 2, 2)
+        drawn = likelihood.sampled(many, None, torch.Generator().manual_seed(0)).flatten(1)
+        bound = 4 * (drawn[:, :, None] * drawn[:, None, :]).std(dim=0) / math.sqrt(len(drawn))
+        assert ((drawn.T @ drawn / len(drawn) - u.T @ u).abs() <= bound).all()
+
+
 def test_sigma_scales_by_its_inverse_square() -> None:
     network, x = NETWORKS["linear"](), inputs("linear")
     one, three = (
@@ -354,6 +385,8 @@ def loss_of(kind: str) -> tuple[nn.Module, float]:
         return nn.CrossEntropyLoss(reduction="sum"), 1.0
     if kind == "gaussian":
         return nn.MSELoss(reduction="sum"), 2 * 0.49
+    if kind == "poisson":
+        return nn.PoissonNLLLoss(reduction="sum"), 1.0
     return nn.BCEWithLogitsLoss(reduction="sum"), 1.0
 
 
@@ -361,6 +394,8 @@ def loss_of(kind: str) -> tuple[nn.Module, float]:
 @pytest.mark.parametrize("labels", ["exact", "empirical"])
 def test_curvlinops_has_the_same_diagonal(kind: str, labels: str) -> None:
     curvlinops = pytest.importorskip("curvlinops")
+    if (kind, labels) == ("poisson", "empirical"):
+        pytest.skip("its EFLinearOperator has no Poisson loss")
     network, x, y = NETWORKS["linear"](), inputs("linear"), targets(kind)
     loss, scale = loss_of(kind)
     params = [p for p in network.parameters() if p.requires_grad]

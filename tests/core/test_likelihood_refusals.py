@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lifelong.core import Bernoulli, Categorical, Gaussian, Likelihood, fisher_diagonal
+from lifelong.core import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Heteroscedastic,
+    Likelihood,
+    Poisson,
+    fisher_diagonal,
+)
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -17,6 +25,8 @@ REFUSED: dict[str, tuple[tuple[int, ...], Tensor | None, Likelihood | None, str,
     "other shape": ((3,), torch.zeros(N, 2).long(), None, "exact", r"shape \(2, 2\).*likelihood="),
     "spread out": ((3,), torch.randn(N, 1), Gaussian(), "empirical", r"\(5, 1\)"),
     "not yes or no": ((3,), torch.full((N, 3), 2), Bernoulli(), "empirical", "0 to 1"),
+    "fewer than none": ((3,), torch.full((N, 3), -1), Poisson(), "empirical", "at least 0"),
+    "no variance": ((3,), torch.zeros(N, 3), Heteroscedastic(), "empirical", "log-variance last"),
     "ignored by another number": ((3,), torch.full((N,), -1), None, "empirical", "ignore_index"),
     "no draw": ((3,), None, Likelihood(), "sampled", "cannot draw"),
     "no closed form": ((3,), None, Likelihood(), "exact", "no exact expectation"),

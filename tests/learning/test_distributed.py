@@ -63,11 +63,12 @@ def test_the_processes_end_with_the_same_bits(found: tuple[Found, Found, Found])
 
 
 @pytest.mark.parametrize("name", [n for n in ESTIMATORS if "sampled" not in n])
-@pytest.mark.parametrize("kind", ["uneven", "empty"])
+@pytest.mark.parametrize("kind", ["uneven", "empty", "ignored"])
 def test_an_importance_over_two_processes_is_that_of_one(
     found: tuple[Found, Found, Found], name: str, kind: str
 ) -> None:
-    everything = [part for rank in (0, 1) for part in share("uneven", rank, 2)]
+    whole = "ignored" if kind == "ignored" else "uneven"  # the second share has no label then
+    everything = [part for rank in (0, 1) for part in share(whole, rank, 2)]
     expected = shown(ESTIMATORS[name](network(seed=9), everything))
     for one in found:
         # float64 throughout: two roundings more than in one pass

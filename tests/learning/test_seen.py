@@ -1,5 +1,6 @@
 """What the drop-in estimates F of: the training step itself, against brute force in float64."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,8 @@ from lifelong.core.fisher.likelihoods.product import Product
 from lifelong.errors import LifelongError
 from lifelong.learning.fit_batches import FitBatches
 from lifelong.learning.seen import see
-from lifelong.methods import EWC, KroneckerEWC
+from lifelong.methods import EWC, KroneckerEWC, estimating
+from lifelong.methods.protect import protect
 
 N = 6
 Score = Callable[[Any, int], Tensor]
@@ -161,7 +163,36 @@ def ae() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 2), nn.Tanh(), nn.Linear(2, 4))
 
 
+def poisson(logs: Tensor) -> list[tuple[float, Tensor]]:
+    return [(float(v.detach().exp()), v) for v in logs.flatten()]
+
+
+def spread(output: Tensor) -> list[tuple[float, Tensor]]:
+    """Means in the first column, logarithms of their variances in the second."""
+    f, s = output.reshape(-1, 2).unbind(1)
+    return [(float((-b).detach().exp()), a) for a, b in zip(f, s, strict=True)] + [
+        (0.5, b) for b in s
+    ]
+
+
+class ByTime(nn.Module):
+    """Tokens [N, T] to scores [T, N, 5], as recurrent networks have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.out = nn.Embedding(7, 4), nn.RNN(4, 3), nn.Linear(3, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.rnn(self.embed(ids.T))[0])
+
+
+def masked(loss: Tensor, counts: Tensor) -> Tensor:
+    return (loss * counts).sum() / counts.sum()
+
+
 REST = numbers(2, N)[0]
+COUNTS, VARIANCE = MANY[:, :3].clone().fill_diagonal_(1.0), numbers(N, 3, seed=8).exp()
+WHOLE = TOKEN_LABELS.clamp_min(0)
 # name → module, batches of two sizes, and the log-probabilities of example i
 FAMILIES: dict[str, tuple[Callable[[], Own], list[Any], Callable[[Any, int], Any]]] = {
     "a classifier": (
@@ -257,6 +288,60 @@ FAMILIES: dict[str, tuple[Callable[[], Own], list[Any], Callable[[Any, int], Any
         lambda: Own(lambda m, b: F.cross_entropy(m(b[0]), b[1], label_smoothing=0.1)),
         [(X, Y)],
         lambda m, i: softmax(m.net(X[i : i + 1])),
+    ),
+    "rows ordered by time": (
+        lambda: Own(
+            lambda m, b: F.cross_entropy(m(b[0]).flatten(0, 1), b[1].T.flatten()), ByTime()
+        ),
+        [(TOKENS[:4], TOKEN_LABELS[:4]), (TOKENS[4:], TOKEN_LABELS[4:])],
+        lambda m, i: softmax(kept(i, m.net(TOKENS[i : i + 1])[:, 0])),
+    ),
+    "examples in the second dimension": (
+        lambda: Own(lambda m, b: F.mse_loss(m(b[0]), b[1].movedim(1, 0)), ByTime()),
+        [(TOKENS, numbers(N, 4, 5))],
+        lambda m, i: gauss(m.net(TOKENS[i : i + 1])),
+    ),
+    "a mask by hand": (
+        lambda: Own(
+            lambda m, b: masked(
+                F.cross_entropy(m(b[0]).movedim(2, 1), b[1], reduction="none"), b[2] != -100
+            ),
+            Words(),
+        ),
+        [(TOKENS[:4], WHOLE[:4], TOKEN_LABELS[:4]), (TOKENS[4:], WHOLE[4:], TOKEN_LABELS[4:])],
+        lambda m, i: softmax(kept(i, m.net(TOKENS[i : i + 1])[0])),
+    ),
+    "numbers with a mask": (
+        lambda: Own(
+            lambda m, b: masked(F.mse_loss(m(b[0]), b[1], reduction="none"), b[2]),
+        ),
+        [(X[:4], VARIANCE[:4], COUNTS[:4]), (X[4:], VARIANCE[4:], COUNTS[4:])],
+        lambda m, i: gauss(m.net(X[i : i + 1])[0, COUNTS[i] > 0]),
+    ),
+    "counts": (
+        lambda: Own(lambda m, b: F.poisson_nll_loss(m(b[0]), b[1], full=True)),
+        [(X, classes(N, 3).double())],
+        lambda m, i: poisson(m.net(X[i : i + 1])),
+    ),
+    "counts at a rate": (
+        lambda: Own(
+            lambda m, b: F.poisson_nll_loss(m(b[0]).exp(), b[1], log_input=False, eps=1e-12)
+        ),
+        [(X, classes(N, 3).double())],
+        lambda m, i: poisson(m.net(X[i : i + 1])),
+    ),
+    "numbers of a given variance": (
+        lambda: Own(lambda m, b: F.gaussian_nll_loss(m(b[0]), b[1], b[2])),
+        [(X, numbers(N, 3, seed=5), VARIANCE)],
+        lambda m, i: gauss(m.net(X[i : i + 1])[0] / VARIANCE[i].sqrt()),
+    ),
+    "numbers and their variance": (
+        lambda: Own(
+            lambda m, b: F.gaussian_nll_loss(m(b[0])[:, 0], b[1], m(b[0])[:, 1].exp()),
+            nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)),
+        ),
+        [(X, REST)],
+        lambda m, i: spread(m.net(X[i : i + 1])),
     ),
     "a softmax written by hand": (
         lambda: Own(lambda m, b: -m(b[0]).log_softmax(1).gather(1, b[1][:, None]).mean()),
@@ -365,12 +450,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda m, b: F.cross_entropy(m(b[0]) - m(b[0]).mean(0), b[1]),
         "depends on the other examples",
     ),
-    "rows ordered by time": (
-        lambda m, b: F.cross_entropy(
-            torch.stack([m(b[0]), m(b[0] + 1)]).flatten(0, 1), b[1].repeat(2)
-        ),
-        "depends on the other examples",
-    ),
     "a spread target": (
         lambda m, b: F.mse_loss(m(b[0])[:, :1], b[1].double()),
         "spreads out",
@@ -395,6 +474,33 @@ def test_what_does_not_fit_is_refused_before_the_first_step(case: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
+def test_batches_of_another_form_are_refused_before_the_first_step() -> None:
+    module = Own(lambda m, b: F.cross_entropy(m(b["x"]), b["y"]))
+    before = [p.detach().clone() for p in module.parameters()]
+    rows = DataLoader([{"x": x, "y": y} for x, y in zip(X, Y, strict=True)], batch_size=3)
+    with pytest.raises(LifelongError, match=r"batches=.*form of the training batches"):
+        fit(module, rows, EWC(1.0, batches=[(X, Y)]))
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    own = EWC(1.0, batches=[(X, Y)], forward=lambda m, b: (m(b[0]), b[1]), damping=0.0, threshold=0)
+    fit(module, rows, own)
+    want = brute(module, lambda i: softmax(module.net(X[i : i + 1])))
+    for name, one in want.items():
+        torch.testing.assert_close(own.penalty.importances()[name], one, rtol=1e-9, atol=1e-12)
+
+
+def test_batches_of_the_last_task_are_told_of() -> None:
+    ewc, module = EWC(1.0, batches=loader(X, Y)), Own(plain)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*these very batches")
+        fit(module, loader(X, Y), ewc)
+    with pytest.warns(UserWarning, match="set ewc.batches to the new task's"):
+        fit(module, loader(X + 1, Y), ewc)
+    ewc.batches = loader(X + 1, Y)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*these very batches")
+        fit(module, loader(X + 1, Y), ewc)
+
+
 def test_soft_labels_are_refused_as_empirical_ones() -> None:
     step = FAMILIES["smoothed labels"][0]()
     with pytest.raises(LifelongError, match="labels='exact' or labels='sampled'"):
@@ -414,6 +520,17 @@ def test_what_is_passed_wins() -> None:
     want = brute(module, lambda i: bernoulli(module.net(X[i : i + 1])))
     for name, one in want.items():
         torch.testing.assert_close(got[name], one, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["a mask by hand", "numbers with a mask"])
+def test_a_mask_counts_for_a_likelihood_that_is_passed(family: str) -> None:
+    make, batches, log_p = FAMILIES[family]
+    module = make()
+    told: Any = Categorical() if family == "a mask by hand" else Gaussian()
+    ewc = EWC(1.0, likelihood=told, threshold=0.0, labels="exact")
+    got = ewc.estimate(module, batches)
+    for name, one in brute(module, lambda i: log_p(module, i)).items():
+        torch.testing.assert_close(got[name], one, rtol=1e-9, atol=1e-12)
 
 
 def test_the_likelihood_alone_lets_a_further_term_be() -> None:
@@ -573,6 +690,71 @@ def test_two_optimizers_of_one_loss_are_pulled_once() -> None:
     assert float((held * 0.1).norm()) > 1e-4
 
 
+class AddsIt(Own):
+    """Its step adds the term that the callback adds, too, with one optimizer or by hand."""
+
+    def __init__(self, by_hand: bool) -> None:
+        super().__init__(plain)
+        self.automatic_optimization = not by_hand
+        self.ewc: Any = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = plain(self, batch)
+        if self.ewc is not None:
+            loss = loss + self.ewc.term(self)
+        if self.automatic_optimization:
+            return loss
+        self.optimizers().zero_grad()
+        self.manual_backward(loss)
+        self.optimizers().step()
+        return None
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_step_that_adds_the_term_of_its_callback_is_pulled_once(by_hand: bool) -> None:
+    weights = []
+    for adds in (False, True):
+        module, ewc = AddsIt(by_hand), EWC(10.0, consolidates=False)
+        ewc.consolidate(module, [(X, Y)])
+        with torch.no_grad():
+            module.net[2].weight.add_(0.5)
+        if adds:
+            module.ewc = ewc
+            with pytest.warns(UserWarning, match="it counts once; take one of the two out"):
+                fit(module, loader(X, Y), ewc)
+            assert ewc.term(module).item() > 0  # outside of the step it is λΩ
+        else:
+            fit(module, loader(X, Y), ewc)
+        weights.append(module.net[2].weight.detach())
+    assert torch.equal(*weights)
+
+
+class Table(Own):
+    """Embeddings with sparse gradients, and an optimizer that takes no others."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, b: F.cross_entropy(m.net(b[0]).mean(1), b[1]))
+        self.net = nn.Sequential(nn.Embedding(7, 3, sparse=True)).double()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SparseAdam(self.parameters(), 1e-2)
+
+
+def test_an_optimizer_for_sparse_gradients_alone_is_refused_before_its_first_step() -> None:
+    data, module, ewc = loader(TOKENS, Y), Table(), EWC(1.0)
+    fit(module, data, ewc)
+    before = module.net[0].weight.detach().clone()
+    with pytest.raises(LifelongError, match=r"SparseAdam.*ignore='net.0.weight'"):
+        fit(module, data, ewc)
+    with pytest.raises(LifelongError, match="SparseAdam"):
+        protect(module, module.configure_optimizers(), ewc)
+    assert torch.equal(before, module.net[0].weight)
+    free = EWC(1.0, consolidates=False, ignore="net.0.*")
+    free.load_state_dict(ewc.state_dict())
+    fit(module, data, free)
+    assert not torch.equal(before, module.net[0].weight)
+
+
 def test_several_losses_of_ones_own_are_refused_with_the_words_to_type() -> None:
     with pytest.raises(LifelongError, match=r"loss = loss \+ ewc.term\(self\)"):
         fit(Manual(2), loader(X, Y), EWC(1.0))
@@ -652,3 +834,16 @@ def test_dear_labels_are_drawn_and_that_is_said(caplog: pytest.LogCaptureFixture
     few = EWC(1.0).estimate(Own(plain, many), [(X, Y)])
     exact = EWC(1.0, labels="exact").estimate(Own(plain, many), [(X, Y)])
     assert all(torch.equal(few[name], exact[name]) for name in exact)
+
+
+@pytest.mark.parametrize(("second", "seconds"), [((5.6, 500), None), ((6.0, 20), "100 s")])
+def test_a_long_estimate_is_announced_by_its_pace_once_it_runs(
+    monkeypatch: pytest.MonkeyPatch, second: tuple[float, int], seconds: str | None
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(estimating, "rank_zero_info", said.append)
+    forecast = estimating.Forecast(EWC(1.0), None, 1000)
+    for now, done in ((5.0, 10), second):  # the first five seconds read the data
+        monkeypatch.setattr(estimating.time, "monotonic", lambda now=now: now)
+        forecast(done, None)
+    assert (len(said), seconds is None or seconds in said[0]) == (seconds is not None, True)

@@ -52,8 +52,10 @@ def examples(seed: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def share(kind: str, rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
-    """Nine examples in shares of 5 and 4, or all in the first process."""
+    """Nine examples in shares of 5 and 4, or all in the first process; every second ignored."""
     images, y = examples(5, EXAMPLES)
+    if kind == "ignored":
+        y[1::2] = -100
     x = images / 255
     if kind == "empty":
         rank, world = (0, 1) if rank == 0 else (EXAMPLES, 1)
@@ -139,7 +141,7 @@ class Probe(Callback):
                 estimate_over_processes(trainer, estimator, probed, share(kind, RANK, WORLD))
             )
             for name, estimator in ESTIMATORS.items()
-            for kind in ("uneven", "empty")
+            for kind in ("uneven", "empty", "ignored")
         }
         self.found["draw after"] = torch.rand(3)
 

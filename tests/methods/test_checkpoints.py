@@ -1,6 +1,7 @@
 """When a fit is consolidated, and what its checkpoints then hold."""
 
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.tuner import Tuner
+from torch import nn
 
 from lifelong.errors import LifelongError
 from lifelong.methods import EWC, KroneckerEWC
+from lifelong.methods.learnt import looks_learnt
 
 from .strangers import Stranger, data, loader, params, trainer
 
@@ -237,3 +240,46 @@ def test_another_network_with_the_same_callback_is_told_of() -> None:
     trainer(ewc).fit(Stranger(seed=0), loader())
     with pytest.warns(UserWarning, match="not the weights that were consolidated"):
         trainer(ewc).fit(Stranger(seed=1), loader(1))
+
+
+def test_weights_that_were_trained_elsewhere_and_a_fresh_callback_are_told_of(
+    tmp_path: Path,
+) -> None:
+    class Known(Stranger):
+        pass
+
+    first, ewc = Known(), EWC(10.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*have learnt something.*")
+        whole = trainer(ewc, max_epochs=30)
+        whole.fit(first, loader())
+    whole.save_checkpoint(tmp_path / "old.ckpt")
+    again = Known.load_from_checkpoint(tmp_path / "old.ckpt")
+    with pytest.warns(UserWarning, match=r"have learnt something already.*anchor=FILE"):
+        trainer(EWC(10.0)).fit(again, loader(1))
+
+
+NORMS = {
+    "a batch norm": (nn.BatchNorm1d(4), "has seen 1 batches"),
+    "a layer norm": (nn.LayerNorm(4), "no longer constant"),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_what_a_norm_shows_is_seen(name: str) -> None:
+    norm, words = NORMS[name]
+    network = nn.Sequential(nn.Linear(3, 4), norm)
+    assert looks_learnt(network) is None
+    network(torch.randn(5, 3)).square().sum().backward()
+    if name == "a layer norm":
+        torch.optim.SGD(network.parameters(), lr=0.1).step()
+    assert words in str(looks_learnt(network))
+
+
+@pytest.mark.parametrize("bias", [nn.init.zeros_, nn.init.ones_, lambda b: b])
+def test_how_weights_are_drawn_is_no_evidence(bias: Any) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.Linear(8, 50))
+    for layer in (network[0], network[2]):
+        nn.init.normal_(layer.weight, std=3.0)
+        bias(layer.bias)
+    assert looks_learnt(network) is None

@@ -7,8 +7,10 @@ from lifelong.core.fisher.likelihoods import (
     Bernoulli,
     Categorical,
     Gaussian,
+    Heteroscedastic,
     Likelihood,
     PerOutput,
+    Poisson,
 )
 from lifelong.core.fisher.other_libraries import equivalent_lambda
 from lifelong.core.importance import DiagonalImportance
@@ -30,6 +32,7 @@ __all__ = [
     "Categorical",
     "DiagonalImportance",
     "Gaussian",
+    "Heteroscedastic",
     "Importance",
     "KroneckerFactors",
     "KroneckerPenalty",
@@ -37,6 +40,7 @@ __all__ = [
     "Penalty",
     "PenaltyTerm",
     "PerOutput",
+    "Poisson",
     "QuadraticPenalty",
     "average_accuracy",
     "backward_transfer",

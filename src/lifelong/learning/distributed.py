@@ -9,6 +9,7 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
+from lifelong.core.fisher.diagonal import NothingMattersError
 from lifelong.core.fisher.examples import count
 from lifelong.core.fisher.partial_sums import Layout, ShareSums
 from lifelong.core.importance import DiagonalImportance, as_importance
@@ -50,7 +51,8 @@ def estimate_over_processes(
         The importance.
 
     Raises:
-        LifelongError: when the strategy keeps no whole network in each process.
+        LifelongError: when the strategy keeps no whole network in each process, or the estimate
+            of another process failed.
         ValueError: when no process has an example.
     """  # noqa: DOC502
     if trainer.world_size == 1:
@@ -62,8 +64,12 @@ def estimate_over_processes(
             "each of them: type trainer=ddp, or Trainer(strategy='ddp')"
         )
     follow_first_process(network)
-    own = _own_share(trainer.global_rank, estimator, network, batches, progress)
-    return _added_up(own, trainer).mean()
+    share = _Share()
+    try:
+        share.estimate(trainer.global_rank, estimator, network, batches, progress)
+    except Exception as error:
+        share.fail(error)
+    return _added_up(share, trainer).mean()
 
 
 class Counted:
@@ -147,32 +153,54 @@ def mean_over_processes(value: Tensor, trainer: Trainer) -> Tensor:
     return mean
 
 
-def _own_share(
-    rank: int,
-    estimator: Callable[..., Importance],
-    network: nn.Module,
-    batches: Iterable[Any],
-    progress: Progress | None,
-) -> ShareSums | None:
-    # nothing for a share without an example
-    batches = iter(batches)
-    first = next((batch for batch in batches if _holds_examples(batch)), None)
-    if first is None:
-        return None
-    used = 0
+class _Share:
+    """What one process found on its own examples.
 
-    def count_and_show(done: int, total: int | None) -> None:
-        nonlocal used
-        used = done
-        if progress is not None and rank == 0:
-            progress(done, total)
+    Attributes:
+        sums: None without an example.
+        used: how many examples.
+        nothing: said where nothing matters for those that there are.
+        error: why there is no estimate.
+    """
 
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # The processes were seeded alike: the same draws would go to different examples.
-        torch.manual_seed(torch.initial_seed() + rank)
-        importance = estimator(network, chain([first], batches), progress=count_and_show)
-    return ShareSums.of(importance, used)
+    def __init__(self) -> None:
+        self.sums: ShareSums | None = None
+        self.used = 0
+        self.nothing: Exception | None = None
+        self.error: Exception | None = None
+
+    def estimate(
+        self,
+        rank: int,
+        estimator: Callable[..., Importance],
+        network: nn.Module,
+        batches: Iterable[Any],
+        progress: Progress | None,
+    ) -> None:
+        batches = iter(batches)
+        first = next((batch for batch in batches if _holds_examples(batch)), None)
+        if first is None:
+            return
+
+        def count_and_show(done: int, total: int | None) -> None:
+            self.used = done
+            if progress is not None and rank == 0:
+                progress(done, total)
+
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            # The processes were seeded alike: the same draws would go to different examples.
+            torch.manual_seed(torch.initial_seed() + rank)
+            found = estimator(network, chain([first], batches), progress=count_and_show)
+        self.sums = ShareSums.of(found, self.used)
+
+    def fail(self, error: Exception) -> None:
+        # A share whose labels are all ignored is no error where the others have labels.
+        for one in (error, error.__cause__):
+            if isinstance(one, NothingMattersError) and self.used:
+                self.sums, self.nothing = ShareSums.of(one.importance, self.used), error
+                return
+        self.error = error
 
 
 def _holds_examples(batch: Any) -> bool:
@@ -180,15 +208,27 @@ def _holds_examples(batch: Any) -> bool:
     return not (isinstance(batch, tuple | list) and len(batch) == 2) or count(batch[0]) > 0
 
 
-def _added_up(own: ShareSums | None, trainer: Trainer) -> ShareSums:
-    device = trainer.strategy.root_device
-    counts = torch.zeros(trainer.world_size, dtype=torch.int64, device=device)
-    counts[trainer.global_rank] = own.count if own is not None else 0
-    distributed.all_reduce(counts)
+def _added_up(share: _Share, trainer: Trainer) -> ShareSums:
+    own, device = share.sums, trainer.strategy.root_device
+    # how many examples, whether nothing matters for them, whether the estimate failed, by process
+    found = torch.zeros(3, trainer.world_size, dtype=torch.int64, device=device)
+    mine = [0 if own is None else own.count, int(share.nothing is None), int(bool(share.error))]
+    found[:, trainer.global_rank] = torch.tensor(mine, device=device)
+    distributed.all_reduce(found)
+    counts, something, failed = found
+    if share.error is not None:
+        raise share.error
+    if bool(failed.any()):
+        others = ", ".join(map(str, failed.nonzero().flatten().tolist()))
+        raise LifelongError(
+            f"the estimate of what matters failed in process {others}; its own error says why"
+        )
     if not int(counts.sum()):
         raise ValueError(
             "the batches of no process hold an example; wanted at least one in all of them"
         )
+    if not bool((something & (counts > 0)).any()):
+        raise share.nothing or LifelongError("nothing matters in any process; their errors say why")
     # Who has no example knows the names and shapes from the first who has.
     layout: Layout = trainer.strategy.broadcast(
         own.layout if own is not None else (DiagonalImportance, []),

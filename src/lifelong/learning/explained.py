@@ -27,11 +27,13 @@ class Explained:
     Attributes:
         calls: one for each output.
         likelihoods: of their outputs.
+        masked: whether some labels are multiplied by zero.
         remarks: what the user ought to know.
     """
 
     calls: list[LossCall]
     likelihoods: list[Likelihood]
+    masked: bool = False
     remarks: list[str] = field(default_factory=list)
 
 
@@ -60,6 +62,9 @@ def explain(loss: Tensor, calls: Sequence[LossCall], labels: str, again: Again) 
     for call in used:
         _refuse_unknown(call, labels)
     explained = Explained([], [])
+    explained.masked = any(
+        left_out(call, w) is not None for call, w in zip(used, weights, strict=True)
+    )
     scalars = [_uniform(call, w) for call, w in zip(used, weights, strict=True)]
     tolerance = _tolerance(loss)
     if min(scalars) <= 0:
@@ -121,9 +126,10 @@ def _refuse_unknown(call: LossCall, labels: str) -> None:
             f"{call.name} was given class probabilities or label_smoothing, and labels='empirical' "
             "takes classes; wanted labels='exact' or labels='sampled': type one of them"
         )
-    if call.name == "mse_loss" and call.output.shape != call.target.shape:
+    one_shape = ("mse_loss", "poisson_nll_loss")
+    if call.name in one_shape and call.output.shape != call.target.shape:
         raise LifelongError(
-            f"mse_loss was given shapes {tuple(call.output.shape)} and "
+            f"{call.name} was given shapes {tuple(call.output.shape)} and "
             f"{tuple(call.target.shape)}, which it spreads out over each other; wanted one shape: "
             "take squeeze() or unsqueeze() in the step"
         )
@@ -136,16 +142,38 @@ def _refuse_unknown(call: LossCall, labels: str) -> None:
             )
 
 
+def left_out(call: LossCall, weight: Tensor) -> Tensor | None:
+    """Which labels a step multiplies by zero, of those that its loss function counts.
+
+    Args:
+        call: of a loss function.
+        weight: dL/dℓ in the shape of what it returned.
+
+    Returns:
+        True where a label is left out; None where none is.
+    """
+    if not weight.ndim:
+        return None
+    # without any label the sum of a mask, by which is divided, is zero
+    zero = (weight == 0) | ~weight.isfinite()
+    if call.name in CATEGORICAL and not call.takes_soft_labels:
+        zero = zero & (call.target != call.options["ignore_index"])
+    return zero if bool(zero.any()) else None
+
+
 def _uniform(call: LossCall, weight: Tensor) -> float:
     # dL/dℓ, one number for all labels that count
+    zero = left_out(call, weight)
+    counts = torch.ones_like(weight, dtype=torch.bool) if zero is None else ~zero
     if weight.ndim and call.name in CATEGORICAL and not call.takes_soft_labels:
-        weight = weight[call.target != call.options["ignore_index"]]
+        counts = counts & (call.target != call.options["ignore_index"])
+    weight = weight[counts]
     low, high = (float(f(weight)) for f in (torch.min, torch.max)) if weight.numel() else (1.0, 1.0)
     if high - low > _tolerance(weight) * max(abs(high), abs(low)):
         raise LifelongError(
             f"training_step weighs the labels of {call.name} from {low:.3g} to {high:.3g} by "
-            "itself; wanted one weight for all: mark labels that do not count by ignore_index "
-            f"(-100) in the targets, or {_CURE}"
+            "itself; wanted one weight for all that count, and 0 for the others (a mask): "
+            f"{_CURE}"
         )
     return high
 

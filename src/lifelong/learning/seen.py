@@ -7,30 +7,23 @@ in a forward, inside a network that computes its own loss.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
 
 from lifelong.core import Likelihood
-from lifelong.core.fisher.capture import Capture, uses_of_parameters
 from lifelong.core.fisher.evaluation import AnyLikelihood, Evaluation, Forward
 from lifelong.core.fisher.examples import count, take
 from lifelong.core.fisher.likelihoods.base import Given
 from lifelong.core.fisher.likelihoods.product import Product
-from lifelong.core.fisher.probe import Layout
-from lifelong.core.fisher.rules import rule_for
 from lifelong.core.fisher.traceless import thawed, traceless
 from lifelong.errors import LifelongError
-from lifelong.learning.explained import explain
-from lifelong.learning.losses import LossCall, Stop, Watch, arranged, grouped
+from lifelong.learning.explained import explain, left_out
+from lifelong.learning.losses import LossCall, Order, Stop, Watch, arranged, grouped, without
 from lifelong.learning.quiet import QuietStep, kept_tensors
-
-CURE = (
-    "pass likelihood=Categorical(), Gaussian() or Bernoulli() to say what the output means, or "
-    "forward=lambda module, batch: (output, target) with it"
-)
+from lifelong.learning.rehearsal import CURE, rehearsed
 
 
 @dataclass
@@ -59,6 +52,11 @@ class StepForward:
         names: of these functions.
         joint: what joins the outputs of several calls; None for a single one.
         raw: whether output and target stay as they were given, for a likelihood of the user's.
+        masked: whether the step multiplies labels that do not count by zero; then it is run to its
+            end.
+
+    Attributes:
+        order: how the rows that the functions are given belong to the examples.
     """
 
     def __init__(
@@ -68,9 +66,11 @@ class StepForward:
         names: Sequence[str],
         joint: Product | None = None,
         raw: bool = False,
+        masked: bool = False,
     ) -> None:
         self._step, self._calls, self._names = step, list(calls), list(names)
-        self._joint, self._raw = joint, raw
+        self._joint, self._raw, self._masked = joint, raw, masked
+        self.order: Order = "examples"
 
     def __call__(self, network: Any, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Output and target of some examples.
@@ -85,7 +85,9 @@ class StepForward:
         Raises:
             LifelongError: when the step calls other loss functions than it did at first.
         """
-        watch, _ = watched(self._step, batch, max(self._calls))
+        with torch.set_grad_enabled(self._masked or torch.is_grad_enabled()):
+            last = None if self._masked else max(self._calls)
+            watch, loss = watched(self._step, batch, last)
         found = [watch.calls[i] for i in self._calls if i < len(watch.calls)]
         if [call.name for call in found] != self._names:
             came = ", ".join(call.name for call in watch.calls) or "none"
@@ -95,12 +97,25 @@ class StepForward:
                 "pass forward=lambda module, batch: (output, target)"
             )
         n = count(batch)
+        masks: list[Tensor | None] = [None] * len(found)
+        if self._masked:
+            masks = _masks(watch.backwards[-1] if loss is None else loss, found)
         if self._raw:
-            return grouped(found[0].output, n), grouped(found[0].target, n)
-        parts = [arranged(call, n) for call in found]
+            f, y = found[0].output, found[0].target
+            if masks[0] is not None:
+                f, y = without(found[0], f, y, masks[0], classes=1)  # type: ignore[assignment]
+            return grouped(f, n, self.order), grouped(y, n, self.order)
+        parts = [arranged(c, n, self.order, m) for c, m in zip(found, masks, strict=True)]
         if self._joint is None:
             return parts[0]
         return self._joint.join([f for f, _ in parts], [y for _, y in parts])
+
+
+def _masks(loss: Tensor, calls: Sequence[LossCall]) -> list[Tensor | None]:
+    results: Any = [call.result for call in calls]
+    found = torch.autograd.grad(loss.sum(), results, retain_graph=True, allow_unused=True)
+    zero = [None if w is None else left_out(c, w) for c, w in zip(calls, found, strict=True)]
+    return [None if z is None else ~z for z in zero]
 
 
 def watched(step: QuietStep, batch: Any, last: int | None = None) -> tuple[Watch, Tensor | None]:
@@ -163,7 +178,7 @@ def see(
                 _compare(module, step, batch, seen)
             else:
                 seen = _seen_in_step(module, step, batch, labels, likelihood)
-            seen.directions = _rehearsed(module, batch, seen, labels)
+            seen.directions = _in_some_order(module, batch, seen, labels)
         except ValueError as error:
             raise LifelongError(f"{type(module).__name__}: {error}") from error
     return seen
@@ -196,7 +211,7 @@ def _seen_in_step(
     loss = _one_loss(watch, loss, likelihood)
     calls = [call for call in watch.calls if call.edge is not None and call.result is not None]
     if likelihood is not None:
-        return _as_told(module, step, batch, watch, likelihood)
+        return _as_told(module, step, batch, watch, loss, likelihood)
     if not loss.requires_grad:
         raise LifelongError(
             f"the loss of {type(module).__name__}.training_step carries no gradient; wanted one "
@@ -212,7 +227,8 @@ def _seen_in_step(
     own: Likelihood = joint if joint is not None else found.likelihoods[0]
     places = [next(i for i, one in enumerate(watch.calls) if one is c) for c in found.calls]
     names = [call.name for call in found.calls]
-    return Seen(StepForward(step, places, names, joint), own, remarks=found.remarks)
+    forward = StepForward(step, places, names, joint, masked=found.masked)
+    return Seen(forward, own, remarks=found.remarks)
 
 
 def _again(step: QuietStep, batch: Any) -> tuple[Tensor, list[LossCall]] | None:
@@ -244,15 +260,22 @@ def _one_loss(watch: Watch, loss: Tensor | None, likelihood: AnyLikelihood | Non
 
 
 def _as_told(
-    module: LightningModule, step: QuietStep, batch: Any, watch: Watch, likelihood: AnyLikelihood
+    module: LightningModule,
+    step: QuietStep,
+    batch: Any,
+    watch: Watch,
+    loss: Tensor,
+    likelihood: AnyLikelihood,
 ) -> Seen:
     # the likelihood is the user's, the output that of the last loss function
     places = [i for i, call in enumerate(watch.calls) if call.edge is not None]
     if not places:
         seen = Seen(None, likelihood)
     else:
-        last = places[-1]
-        seen = Seen(StepForward(step, [last], [watch.calls[last].name], raw=True), likelihood)
+        last = watch.calls[places[-1]]
+        masked = loss.requires_grad and _masks(loss, [last])[0] is not None
+        forward = StepForward(step, places[-1:], [last.name], raw=True, masked=masked)
+        seen = Seen(forward, likelihood)
     _compare(module, step, batch, seen)
     return seen
 
@@ -261,7 +284,7 @@ def _compare(module: LightningModule, step: QuietStep, batch: Any, seen: Seen) -
     # What was passed wins: a loss that pulls elsewhere is worth a remark.
     try:
         cosine = _cosine(module, step, batch, seen)
-    except (ValueError, LifelongError):  # labels that have no log-probability, several losses
+    except Exception:  # labels without a log-probability, several losses, batches of another form
         return
     if cosine is not None and cosine < 0.99:
         seen.remarks.append(
@@ -307,48 +330,17 @@ def _gradient(of: Tensor, params: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.double().flatten() for g in dense])
 
 
-def _rehearsed(module: LightningModule, batch: Any, seen: Seen, labels: str) -> int:
-    # three examples as the estimate will evaluate them; how many directions one of them has
-    evaluation = Evaluation(module, seen.forward, seen.likelihood)
-    x, y = evaluation.pair(batch)
-    n = count(x)
-    some = torch.arange(3) % n
-
-    def run(index: Tensor) -> tuple[Tensor, Tensor | None]:
-        return evaluation(take(x, index), None if y is None else y[index])
-
-    try:
-        three, two = run(some)[0], run(some[1:])[0]
-        repeatable = _same(three, run(some)[0])
-    except (LifelongError, ValueError):
-        raise
-    except Exception as error:
-        raise LifelongError(
-            f"{type(module).__name__}.training_step fails on 3 of the {n} examples of its batch "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); wanted examples that are "
-            "independent of each other, along the first dimension of every tensor of the batch: "
-            "pass forward=lambda module, batch: (output, target) that takes any number of them"
-        ) from error
-    if repeatable and not _same(three[1:], two):
-        raise LifelongError(
-            "what the loss function is given for an example depends on the other examples of its "
-            "batch (a loss over pairs, rows that are not ordered by example, or a BatchNorm "
-            "without running statistics); wanted independent examples along the first dimension: "
-            "pass forward=lambda module, batch: (output, target)"
-        )
-    with Capture(evaluation, lambda m: rule_for(m) is not None) as capture:
-        layout = Layout(capture, take(x, some), None if y is None else y[some], labels)
-    output, _ = run(some)
-    if not uses_of_parameters(output)[0]:
-        raise LifelongError(
-            "no parameter that requires a gradient enters the output that the loss function is "
-            f"given; wanted one at least: unfreeze what is to be held, or {CURE}"
-        )
-    return layout.directions
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
-    tolerance = torch.finfo(a.dtype).eps ** 0.5 * (1 + float(a.detach().abs().max()))
-    return float((a - b).detach().abs().max()) <= tolerance
+def _in_some_order(module: LightningModule, batch: Any, seen: Seen, labels: str) -> int:
+    # rows may be ordered by time: what an order gives for an example must not depend on the others
+    forward = seen.forward
+    if not isinstance(forward, StepForward):
+        return rehearsed(module, batch, seen.forward, seen.likelihood, labels)
+    errors: list[Exception] = []
+    for order in get_args(Order):
+        forward.order = order
+        try:
+            return rehearsed(module, batch, seen.forward, seen.likelihood, labels)
+        except (LifelongError, ValueError) as error:
+            errors.append(error)
+    forward.order = "examples"
+    raise errors[0]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lifelong.learning import ContinualLearner
@@ -28,6 +29,7 @@ class AttachedStep:
     def __init__(self, module: LightningModule, method: Objective) -> None:
         self._module: LightningModule | None = None
         self._method = method
+        self._is_in_step = self._goes_backward = self._is_told = False
         if isinstance(module, ContinualLearner):
             if module.method is not method:
                 raise ValueError(
@@ -41,7 +43,11 @@ class AttachedStep:
 
         @functools.wraps(own)
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            outputs = own(batch, *args, **kwargs)
+            self._is_in_step = True
+            try:
+                outputs = own(batch, *args, **kwargs)
+            finally:
+                self._is_in_step = False
             index = kwargs.get("batch_idx", args[0] if args else 0)
             return _with_objective(
                 outputs, lambda loss: method.objective(loss, module, batch, index)
@@ -49,6 +55,30 @@ class AttachedStep:
 
         training_step.task_step = own  # type: ignore[attr-defined]  # the task's, beneath this one
         module.training_step = training_step  # type: ignore[method-assign]
+
+    def takes_over(self, name: str) -> bool:
+        """Whether a step is running to whose loss the method's term is added by itself.
+
+        A step that adds it, too, is told so once.
+
+        Args:
+            name: of the method.
+
+        Returns:
+            True where the term would count twice.
+        """
+        module = self._module
+        if module is None or not self._is_in_step:
+            return False
+        if not (module.automatic_optimization or self._goes_backward):
+            return False
+        if not self._is_told:
+            self._is_told = True
+            rank_zero_warn(
+                f"training_step adds the term of {name}, which as a callback of the Trainer adds "
+                "λΩ to that loss, too: it counts once; take one of the two out"
+            )
+        return True
 
     def go_through_backward(self) -> None:
         """Let the module's own ``manual_backward`` go backward from the objective.
@@ -59,6 +89,7 @@ class AttachedStep:
         if module is None:
             return
         own, method = module.manual_backward, self._method
+        self._goes_backward = True
 
         @functools.wraps(own)
         def manual_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:

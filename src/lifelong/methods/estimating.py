@@ -1,12 +1,13 @@
 """What methods share that estimate a Fisher information: of what, checked when, at what cost."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lifelong.core.fisher.capture import Capture
@@ -81,6 +82,7 @@ class EstimatingMethod(PenaltyMethod):
         self.forward = forward
         self.likelihood_name = "categorical"  # of the last estimate
         self._is_checked = False
+        self._gone_through: Iterable[Any] | None = None  # by the last consolidation
         self._known: tuple[nn.Module, Seen] | None = None  # what the check of this fit found
         self._said: set[str] = set()
         self._examples: int | None = None  # how many an estimate will take
@@ -157,6 +159,12 @@ class EstimatingMethod(PenaltyMethod):
         """
         super().on_train_start(trainer, pl_module)
         own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
+        if self.consolidates and self.batches is not None and self.batches is self._gone_through:
+            name = type(self).__name__
+            rank_zero_warn(
+                f"{name}: the last task was consolidated on these very batches, and this one will "
+                f"be, too; set {name.lower()}.batches to the new task's before its fit"
+            )
         if self.consolidates and self.batches is None and not callable(own):
             refuse_used_up(trainer)
             if self.samples is None:
@@ -181,7 +189,17 @@ class EstimatingMethod(PenaltyMethod):
             self._check_manual(pl_module, batch)
         if self.consolidates:
             self._examples = _examples_in(self._batches_of(trainer))
-            self._known = pl_module, self._seen(pl_module, batch)
+            self._known = pl_module, self._seen_before(pl_module, batch)
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Consolidate the task that was just learnt.
+
+        Args:
+            trainer: its data give the examples, unless ``batches`` was set.
+            pl_module: with the weights that the fit leaves.
+        """
+        super().finish(trainer, pl_module)
+        self._gone_through = self.batches
 
     def detach(self) -> None:
         """Take away what was attached to the module; a second call does nothing."""
@@ -204,6 +222,23 @@ class EstimatingMethod(PenaltyMethod):
                 "it is made, and pass likelihood= and forward=lambda module, batch: (output, "
                 "target) of that loss"
             )
+
+    def _seen_before(self, module: LightningModule, batch: Any) -> Seen:
+        # what the importance will be estimated on decides, not what is learnt
+        if self.batches is None or isinstance(self.batches, Iterator):
+            return self._seen(module, batch)
+        with isolate_rng():
+            batch = next(as_step_sees(module, self.batches), batch)
+        try:
+            return self._seen(module, batch)
+        except LifelongError:
+            raise
+        except Exception as error:
+            raise LifelongError(
+                f"training_step fails on what came as batches= ({type(error).__name__}: "
+                f"{str(error).strip().splitlines()[-1]}); wanted batches in the form of the "
+                "training batches, or forward=lambda module, batch: (output, target) of them"
+            ) from error
 
     def _seen(self, network: nn.Module, batch: Any) -> Seen:
         seen = self._looked(network, batch)
@@ -308,7 +343,7 @@ class Forecast:
         self._method, self._progress = method, progress
         samples = method.samples
         self._total = samples if total is None else min(total, samples or total)
-        self._start = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when, and how many were done
         self._is_said = False
 
     def __call__(self, done: int, total: int | None) -> None:
@@ -321,11 +356,15 @@ class Forecast:
         total = self._total if total is None else total
         if self._progress is not None:
             self._progress(done, total)
-        taken = time.monotonic() - self._start
-        if self._is_said or not done or taken < LONG / 20 or total is None:
+        now = time.monotonic()
+        # The first chunk takes what reading the data and finding out about the network take, too.
+        if self._first is None:
+            self._first = now, done
+        start, before = self._first
+        if self._is_said or done <= before or now - start < LONG / 20 or total is None:
             return
         self._is_said = True
-        whole = taken / done * total
+        whole = (now - start) / (done - before) * total
         if whole > LONG:
             name = self._method.title
             rank_zero_info(

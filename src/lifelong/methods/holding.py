@@ -29,6 +29,7 @@ from lifelong.methods.anchor import (
 from lifelong.methods.base import Method, device_of, network_of
 from lifelong.methods.budget import EVERY, INPUTS, Budget, Unit, given_inputs
 from lifelong.methods.fingerprint import data_fingerprint
+from lifelong.methods.learnt import told_of_learnt
 from lifelong.methods.norms import FrozenNorms
 from lifelong.methods.parts import (
     hold_parts,
@@ -246,9 +247,12 @@ class Holding(Method):
                 processes, too.
 
         Returns:
-            A scalar with a gradient, in nats; 0 before anything was consolidated.
+            A scalar with a gradient, in nats; 0 before anything was consolidated, and 0 within the
+            ``training_step`` of a module to whose loss the callback adds λΩ itself.
         """
         network = network_of(module)
+        if self._attached is not None and self._attached.takes_over(type(self).__name__):
+            return torch.zeros((), device=device_of(network))
         params = self.hold(network)
         self._calls += 1
         if self._calls % EVERY == 0:
@@ -456,6 +460,8 @@ class Holding(Method):
         name = type(self).__name__
         if self.penalty.is_empty:
             before = getattr(module, MARK, None)
+            if before is None and trainer.ckpt_path is None and told_of_learnt(name, module):
+                return
             if before is None:
                 rank_zero_info(
                     f"{name} holds nothing yet: this fit is plain, and is consolidated as it ends. "

@@ -28,6 +28,7 @@ from lifelong.methods.base import network_of
 from lifelong.methods.budget import EVERY
 from lifelong.methods.holding import Holding
 from lifelong.methods.parts import parameters_of, refuse_estimate
+from lifelong.methods.sparse import refuse_sparse_only
 
 Step = Literal["explicit", "proximal"]
 SLACK = 0.1  # of the budget: what the bound may exceed it by without a warning
@@ -209,6 +210,8 @@ class PenaltyMethod(Holding):
         """
         super().on_train_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
+            if self.is_held:
+                refuse_sparse_only(optimizer, self._params, self.penalty.held(self._params))
             if self.step == "proximal":
                 self._hooks.append(optimizer.register_step_post_hook(self._proximal_step))
             elif self.is_held and isinstance(optimizer, torch.optim.SGD):

@@ -17,6 +17,7 @@ from lifelong.methods.kronecker_ewc import KroneckerEWC
 from lifelong.methods.norms import FrozenNorms
 from lifelong.methods.online_ewc import OnlineEWC
 from lifelong.methods.penalty_method import left_its_step_out
+from lifelong.methods.sparse import refuse_sparse_only
 
 KINDS: dict[str, type[Holding]] = {kind.__name__: kind for kind in (EWC, OnlineEWC, KroneckerEWC)}
 
@@ -118,6 +119,8 @@ class Guard:
         self._term = PenaltyTerm(method.penalty, self._params)
         # Wrappers step the optimizer that they have inside.
         inner = getattr(optimizer, "optimizer", optimizer)
+        if self.ewc_lambda > 0:
+            refuse_sparse_only(inner, self._params, method.penalty.held(self._params))
         self._hooks = []
         self._norms = None
         if self.ewc_lambda > 0 and method.freeze_norm:

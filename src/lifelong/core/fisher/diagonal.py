@@ -129,7 +129,7 @@ def fisher_diagonal(
         for part in chunks(capture, evaluation.pairs(batches), plan):
             diagonal.add(part)
         found = DiagonalImportance(diagonal.mean(plan.done))
-    not_all_zero(found.values())
+    not_all_zero(found.values(), found)
     return found
 
 
@@ -242,22 +242,37 @@ class Diagonal:
             self._total[name] += squares
 
 
-def not_all_zero(tensors: Iterable[Tensor]) -> None:
+class NothingMattersError(ValueError):
+    """An importance in which every number is zero: it would protect nothing.
+
+    Args:
+        message: What to do about it.
+        importance: That importance: where it is one process's share, others may have more.
+    """
+
+    def __init__(self, message: str, importance: Any) -> None:
+        super().__init__(message)
+        self.importance = importance
+
+
+def not_all_zero(tensors: Iterable[Tensor], importance: Any) -> None:
     """Refuse an importance in which nothing matters.
 
     Args:
-        tensors: All of it; nothing at all is no refusal.
+        tensors: What of it has to matter; nothing at all is no refusal.
+        importance: What they are of.
 
     Raises:
-        ValueError: If every number is zero.
+        NothingMattersError: If every number is zero.
     """
     found = list(tensors)
     if found and not any(bool(t.any()) for t in found):
-        raise ValueError(
+        raise NothingMattersError(
             "the Fisher information is zero for every parameter, which would protect nothing; "
             "wanted a forward that depends on the parameters, positions whose targets are not all "
             "ignored and a network that is not certain of every label: correct the batches, or "
-            "pass forward= or likelihood="
+            "pass forward= or likelihood=",
+            importance,
         )
 
 

@@ -204,7 +204,7 @@ def kronecker_factors(
         for chunk in chunks(capture, pairs, plan):
             factors.add(chunk)
         found = factors.mean(plan.done)
-    not_all_zero([G for _, G in found.values()] + list(found.diagonal.values()))
+    not_all_zero([G for _, G in found.values()] + list(found.diagonal.values()), found)
     return found
 
 

@@ -14,10 +14,10 @@ class PerOutput(Likelihood):
 
     One's own needs `information`, and `log_prob` and `sample` for the other kinds of labels.
 
-    >>> class Poisson(PerOutput):  # counts at the rate exp(output)
+    >>> class Exponential(PerOutput):  # waiting times at the rate exp(output)
     ...     def information(self, output):
-    ...         return output.exp()
-    >>> Poisson().exact(torch.tensor([[0.0]]), None).weights
+    ...         return torch.ones_like(output)
+    >>> Exponential().exact(torch.tensor([[0.0]]), None).weights
     tensor([[1.]], dtype=torch.float64)
     """
 
@@ -103,7 +103,7 @@ class Gaussian(PerOutput):
         Returns:
             For each example its log-density `[N]`.
         """
-        y = _like(target, output, "Gaussian")
+        y = like(target, output, "Gaussian")
         each = -0.5 * ((y - output) / self.sigma) ** 2 - math.log(self.sigma * math.sqrt(math.tau))
         return each.reshape(len(output), -1).sum(dim=1)
 
@@ -172,7 +172,7 @@ class Bernoulli(PerOutput):
         Raises:
             ValueError: If a target lies outside 0 to 1.
         """
-        y = _like(target, output, "Bernoulli")
+        y = like(target, output, "Bernoulli")
         if not bool(((y >= 0) & (y <= 1)).all()):
             raise ValueError(
                 f"targets from {float(y.min())} to {float(y.max())} came for Bernoulli(); wanted 0 "
@@ -212,8 +212,22 @@ class Bernoulli(PerOutput):
         return (uniform(p.shape, generator).to(p.device, p.dtype) < p).to(p.dtype)
 
 
-def _like(target: Tensor | None, output: Tensor, name: str) -> Tensor:
-    # [N] and [N, 1] are the same labels, and only they: nothing is spread out over the outputs
+def like(target: Tensor | None, output: Tensor, name: str) -> Tensor:
+    """Return targets in the shape of their outputs.
+
+    `[N]` and `[N, 1]` are the same labels, and only they: nothing is spread out over the outputs.
+
+    Args:
+        target: The labels.
+        output: The network's output `[N, ...]`.
+        name: Of the likelihood, for the error.
+
+    Returns:
+        The labels, in the shape, place and precision of the output.
+
+    Raises:
+        ValueError: If they are of another shape.
+    """
     if target is None or target.squeeze().shape != output.squeeze().shape:
         came = "no tensor" if target is None else f"shape {tuple(target.shape)}"
         raise ValueError(
