@@ -1,6 +1,7 @@
 """A few examples of a stream: the same ones, in whatever order and shares it is gone through."""
 
 import heapq
+import math
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
@@ -21,9 +22,10 @@ class Sample:
     content and a salt; those of the highest priority are kept. With τ the priority of the first
     that was left out,
 
-        Σ_all x ≈ Σ_kept x · max(1, τ / w)
+        Σ_all x ≈ Σ_kept x · max(1, τ / w) · c,   c = Σ_all w / Σ_kept max(w, τ)
 
-    without bias, for any x. Which examples are kept depends on neither their order nor the batches,
+    for any x: without c there is no bias, with it (1 in the mean) less noise where x goes with w,
+    and none for x = w. Which examples are kept depends on neither their order nor the batches,
     nor on how many processes share them, and no random state is used up. An example that comes
     twice counts once.
 
@@ -38,6 +40,7 @@ class Sample:
     def __init__(self, size: int, salt: int = 0) -> None:
         self.size = size
         self.population = 0  # examples that came
+        self.weight = 0.0  # of all of them
         self._key = salt.to_bytes(16, "little", signed=True)
         # (priority, digest, weight, example), the lowest priority first, one more than is kept
         self._kept: list[tuple[float, bytes, float, Rows]] = []
@@ -55,6 +58,7 @@ class Sample:
         rows = [t.reshape(n, -1).view(torch.uint8).numpy() for t in columns if t.numel()]
         each = [1.0] * n if weights is None else weights.double().tolist()
         self.population += n
+        self.weight += math.fsum(each)
         for place, weight in enumerate(each):
             hashed = blake2b(key=self._key, digest_size=16)
             for row in rows:
@@ -72,6 +76,7 @@ class Sample:
         """
         for other in others:
             self.population += other.population
+            self.weight += other.weight
             for entry in other._kept:
                 self._take(*entry)
 
@@ -84,10 +89,14 @@ class Sample:
             over all that came.
         """
         ordered = sorted(self._kept, key=lambda entry: (-entry[0], entry[1]))
-        bound = ordered[self.size][0] if len(ordered) > self.size else 0.0
         kept = ordered[: self.size]
-        alone = len(kept) / max(1, self.population if bound else len(kept))
-        numbers = [alone * max(1.0, bound / weight) for _, _, weight, _ in kept]
+        if len(ordered) > self.size:
+            bound = ordered[self.size][0]
+            whole = math.fsum(max(weight, bound) for _, _, weight, _ in kept)
+            alone = len(kept) / self.population * self.weight / whole
+            numbers = [alone * max(1.0, bound / weight) for _, _, weight, _ in kept]
+        else:
+            numbers = [1.0] * len(kept)
         pieces = regroup(((one, None) for *_, one in kept), lambda *_: PIECE, None)
         return [piece for piece, _ in pieces], torch.tensor(numbers, dtype=torch.float64)
 

@@ -89,6 +89,18 @@ class Method(Callback):
             held_out: of its data that were not learnt, where there are such.
         """
 
+    def facts(self) -> dict[str, Any]:
+        """What a run's summary says of the method.
+
+        Returns:
+            Fields of ``Summary``.
+        """
+        return {
+            "method_title": self.title,
+            "has_lambda": self.has_lambda,
+            "ewc_lambda": self.ewc_lambda,
+        }
+
     def single_importances(self) -> Mapping[str, Tensor]:
         """How much each single parameter matters, where the method knows.
 

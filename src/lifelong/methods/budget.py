@@ -70,7 +70,9 @@ class Budget:
 
     Attributes:
         memories: one a consolidation.
-        seconds: that the looks have taken.
+        seconds: that the looks of this fit have taken.
+        looks: of this fit.
+        kept: figures of the end of the last fit.
 
     Raises:
         ValueError: when an argument does not fit.
@@ -81,6 +83,7 @@ class Budget:
     memories: list[Memory] = field(default_factory=list)
     seconds: float = 0.0
     looks: int = 0
+    kept: dict[str, float] = field(default_factory=dict)
     _excess: float | None = None
     _way: tuple[nn.Module, Evaluation] | None = None
 
@@ -195,7 +198,12 @@ class Budget:
             Tensors and plain values.
         """
         kept = [vars(memory).copy() for memory in self.memories]
-        return {"memories": kept, "looks": self.looks, "excess": self._excess}
+        return {
+            "memories": kept,
+            "looks": self.looks,
+            "excess": self._excess,
+            "kept": dict(self.kept),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state`` returned.
@@ -205,6 +213,7 @@ class Budget:
         """
         self.memories = [Memory(**kept) for kept in state["memories"]]
         self.looks, self._excess = state["looks"], state["excess"]
+        self.kept = dict(state["kept"])
 
     def _outputs(
         self, network: nn.Module, pieces: list[Rows], way: "Way"

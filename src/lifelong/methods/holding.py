@@ -488,3 +488,18 @@ class Holding(Method):
                     f"back. For another network take a new {name}; for other weights of this one "
                     "call consolidate(module, batches) of a new one first"
                 )
+
+
+def stiffest(penalty: Penalty, optimizer: torch.optim.Optimizer) -> float | None:
+    """The largest λ whose explicit step converges without oscillating: lr · λ · F_max = 1.
+
+    Args:
+        penalty: Ω.
+        optimizer: gradient descent.
+
+    Returns:
+        λ; None where nothing is held.
+    """
+    rate = max(float(group["lr"]) for group in optimizer.param_groups)
+    curvature = penalty.largest_curvature()
+    return 1.0 / (rate * curvature) if rate * curvature > 0 else None

@@ -26,7 +26,7 @@ from lifelong.learning.progress import Progress, pass_progress
 from lifelong.learning.shards import share_of_loader
 from lifelong.methods.base import network_of
 from lifelong.methods.budget import EVERY
-from lifelong.methods.holding import Holding
+from lifelong.methods.holding import Holding, stiffest
 from lifelong.methods.parts import parameters_of, refuse_estimate
 from lifelong.methods.sparse import refuse_sparse_only
 
@@ -85,7 +85,6 @@ class PenaltyMethod(Holding):
         self._term: PenaltyTerm | None = None
         self._hooks: list[RemovableHandle] = []
         self._params: dict[str, nn.Parameter] = {}
-        self.kept: dict[str, float] = {}  # of the budget, at the end of the last fit
         self._last_look = 0
         self._most_lambda: float | None = None
 
@@ -175,6 +174,27 @@ class PenaltyMethod(Holding):
         if trace > 0:
             self.figures |= {f"fisher/share/{name}": part / trace for name, part in traces.items()}
 
+    def facts(self) -> dict[str, Any]:
+        """What a run's summary says of the method; of a budget, how it was kept.
+
+        Returns:
+            Fields of ``Summary``.
+        """
+        if self.budget is None:
+            return super().facts()
+        return {
+            "method_title": f"{self.title}, at most {self.budget.at_most:g} {self.budget.unit}",
+            "has_lambda": False,  # none that was chosen
+            "ewc_lambda": 0.0,
+            "budget": {
+                "at_most": self.budget.at_most,
+                "unit": self.budget.unit,
+                "inputs": self.budget.inputs,
+                "bytes": self.budget.bytes,
+                **{name.partition("/")[2]: value for name, value in self.budget.kept.items()},
+            },
+        }
+
     def single_importances(self) -> Mapping[str, Tensor]:
         """How much each single parameter matters; Kronecker factors have no such numbers.
 
@@ -215,8 +235,10 @@ class PenaltyMethod(Holding):
             if self.step == "proximal":
                 self._hooks.append(optimizer.register_step_post_hook(self._proximal_step))
             elif self.is_held and isinstance(optimizer, torch.optim.SGD):
-                self._warn_if_stiff(optimizer)
                 self._most_lambda = stiffest(self.penalty, optimizer)
+                if self.budget is not None and self._most_lambda is not None:
+                    self.ewc_lambda = min(self.ewc_lambda, self._most_lambda)
+                self._warn_if_stiff(optimizer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -395,8 +417,8 @@ class PenaltyMethod(Holding):
         budget = self.budget
         assert budget is not None
         budget.look(network, self.way_to_outputs, everywhere=True)
-        self.kept = self._kept() | {"forgetting/watched_bytes": float(budget.bytes)}
-        write_figures(module.trainer.loggers, self.kept, step_of(module))
+        budget.kept = self._kept()
+        write_figures(module.trainer.loggers, budget.kept, step_of(module))
         rank_zero_info(
             f"{self.title}: {budget.inputs} old inputs were watched ({budget.bytes / 1e6:.3g} MB, "
             f"{budget.seconds:.1f} s of this fit): they changed by {budget.mean:.3g} "
@@ -425,21 +447,6 @@ class PenaltyMethod(Holding):
                 f"lr·λ·F_max is {stiffness:.2g} at λ = {self.ewc_lambda:g}: an explicit step "
                 f"diverges above 2; {cure}"
             )
-
-
-def stiffest(penalty: Penalty, optimizer: torch.optim.Optimizer) -> float | None:
-    """The largest λ whose explicit step converges without oscillating: lr · λ · F_max = 1.
-
-    Args:
-        penalty: Ω.
-        optimizer: gradient descent.
-
-    Returns:
-        λ; None where nothing is held.
-    """
-    rate = max(float(group["lr"]) for group in optimizer.param_groups)
-    curvature = penalty.largest_curvature()
-    return 1.0 / (rate * curvature) if rate * curvature > 0 else None
 
 
 def left_its_step_out(optimizer: torch.optim.Optimizer) -> bool:

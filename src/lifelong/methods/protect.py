@@ -11,8 +11,9 @@ from lifelong.core.penalty.term import PenaltyTerm
 from lifelong.errors import LifelongError
 from lifelong.methods.anchor import read_anchor
 from lifelong.methods.base import device_of, network_of
+from lifelong.methods.budget import EVERY
 from lifelong.methods.ewc import EWC
-from lifelong.methods.holding import Holding
+from lifelong.methods.holding import Holding, stiffest
 from lifelong.methods.kronecker_ewc import KroneckerEWC
 from lifelong.methods.norms import FrozenNorms
 from lifelong.methods.online_ewc import OnlineEWC
@@ -46,7 +47,8 @@ def protect(
         network: the one that learns, wrapped or bare, with the weights that were consolidated.
         optimizer: steps its parameters.
         anchor: a file that ``EWC.save`` wrote, or an ``EWC`` that has consolidated.
-        ewc_lambda: λ ≥ 0; by default that of the anchor.
+        ewc_lambda: λ ≥ 0; by default that of the anchor. With a budget (``at_most=`` and
+            ``watch=old_inputs`` among the settings) where λ begins.
         step: how λΩ reaches the parameters.
         **settings: of a file's method, ``ignore="head.*"`` for one; ``reference=FILE`` where the
             file refers to a public one.
@@ -121,10 +123,14 @@ class Guard:
         inner = getattr(optimizer, "optimizer", optimizer)
         if self.ewc_lambda > 0:
             refuse_sparse_only(inner, self._params, method.penalty.held(self._params))
-        self._hooks = []
+        self._hooks: list[Any] = []
         self._norms = None
         if self.ewc_lambda > 0 and method.freeze_norm:
             self._norms = FrozenNorms(bare)
+        self._method, self._bare, self._steps = method, bare, 0
+        self._most_lambda: float | None = None
+        if method.budget is not None:
+            self._begin_budget(inner)
         if step == "proximal":
             self._hooks.append(inner.register_step_post_hook(self._proximal_step))
 
@@ -160,6 +166,21 @@ class Guard:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+    def _begin_budget(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.step == "explicit" and isinstance(optimizer, torch.optim.SGD):
+            self._most_lambda = stiffest(self.penalty, optimizer)
+            if self._most_lambda is not None:
+                self.ewc_lambda = min(self.ewc_lambda, self._most_lambda)
+        self._method.ewc_lambda = self.ewc_lambda
+        # before the proximal step of the same optimizer step
+        self._hooks.append(optimizer.register_step_post_hook(self._follow_budget))
+
+    def _follow_budget(self, *_: Any) -> None:
+        self._steps += 1
+        if self._steps % EVERY == 0:
+            self._method.follow_budget(self._bare, self._most_lambda)
+            self.ewc_lambda = self._method.ewc_lambda
 
     def _proximal_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self.ewc_lambda > 0 and not left_its_step_out(optimizer):

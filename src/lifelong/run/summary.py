@@ -58,6 +58,9 @@ class Summary:
     ``method_title`` is the method in words; ``has_lambda`` says whether it has a λ at all, and
     ``ewc_lambda`` is 0 where it has none. ``choice`` says how λ was chosen where it was ``auto``:
     the rule, what each candidate did on validation images, and the seconds that all of it took.
+    ``budget`` says how one was kept that took the place of λ: what was allowed, what the inputs
+    that were watched changed by, the bound on it, how many and of how many bytes they are, and the
+    λ at the end.
     """
 
     benchmark: str
@@ -83,6 +86,7 @@ class Summary:
     versions: dict[str, str]
     reused: dict[str, dict[str, float]] = field(default_factory=dict)
     choice: dict[str, Any] | None = None
+    budget: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
