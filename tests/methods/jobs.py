@@ -37,6 +37,9 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
         {"ewc_lambda": 50.0, "threshold": 0.0, "precision": "float32"},
         {"ewc_lambda": 0.0},
     ),
+    "L2": ({"ewc_lambda": 0.5}, {"ewc_lambda": 0.0}),
+    "MAS": ({"ewc_lambda": 2.0}, {"ewc_lambda": 0.0}),
+    "SI": ({"ewc_lambda": 1.0}, {"ewc_lambda": 0.0}),
 }
 
 

@@ -68,6 +68,8 @@ class Method(BaseModel):
     step: Literal["explicit", "proximal"] = "explicit"
     labels: Literal["exact", "sampled", "empirical"] = "exact"
     merge: Literal["sum", "nearest"] = "sum"
+    anchors: Literal["each", "last"] = "each"
+    xi: Positive = 1.0
 
 
 class Trainer(BaseModel):

@@ -128,7 +128,7 @@ class Diagnose:
             return
         _, pulls = self._method.penalty.value_and_gradient(params, self._method.ewc_lambda)
         pull = float(nn.utils.get_total_norm(list(pulls.values())))
-        scale = _gradient_scale(trainer, optimizer)
+        scale = gradient_scale(trainer, optimizer)
         # The pulls have been looked at; their memory takes the rest of the gradients. An explicit
         # penalty is a part of these, a proximal one is not.
         explicit = self._method.step == "explicit"
@@ -246,7 +246,16 @@ def drift(penalty: Penalty, params: Mapping[str, Tensor], bound: float) -> tuple
     return protected, free
 
 
-def _gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float:
+def gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float:
+    """What the gradients that an optimizer is about to take are too large by.
+
+    Args:
+        trainer: has the scaler.
+        optimizer: about to step.
+
+    Returns:
+        1 but for a fused optimizer under ``16-mixed``.
+    """
     # In 16-mixed a fused optimizer unscales in its own step, after gradients are looked at.
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):

@@ -5,11 +5,17 @@ from lifelong.methods.ewc import EWC
 from lifelong.methods.finetune import Finetune
 from lifelong.methods.joint import Joint
 from lifelong.methods.kronecker_ewc import KroneckerEWC
+from lifelong.methods.l2 import L2
+from lifelong.methods.mas import MAS
 from lifelong.methods.online_ewc import OnlineEWC
 from lifelong.methods.penalty_method import PenaltyMethod
+from lifelong.methods.si import SI
 
 __all__ = [
     "EWC",
+    "L2",
+    "MAS",
+    "SI",
     "Finetune",
     "Joint",
     "KroneckerEWC",

@@ -1,7 +1,7 @@
 """The quadratic penalty Ω: any number of consolidated tasks, folded into one."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from lifelong.core.penalty.reshaping import ReshapedDiagonal, set_buffer
 # Elements handled together, so that θ − θ̄ stays in the cache between the two passes over a piece;
 # the fastest of 2¹⁵ to 2¹⁸ on two threads with 1 MiB of second-level cache each.
 PIECE = 262_144
+ANCHORS = ("each", "last")
+# one of ANCHORS: checked with a message that names them, as it is what users type
+Anchors: TypeAlias = str
 
 
 class QuadraticPenalty(ReshapedDiagonal):
@@ -31,9 +34,11 @@ class QuadraticPenalty(ReshapedDiagonal):
     Args:
         damping: d in F + d · mean(F), added to every importance that is folded, the mean taken over
             all its entries. It gives the directions that F leaves free a small price.
+        anchors: ``each``: every task has its own θ_t, as above; ``last``: F̄ is the same sum and
+            all of it holds to the newest θ*, with c = 0, as published for several methods.
 
     Raises:
-        ValueError: when ``damping`` is negative or not finite.
+        ValueError: when ``damping`` is negative or not finite, or ``anchors`` is neither.
 
     Source:
         Kirkpatrick et al. 2017, eq. 3, for one anchor; the fold is completing the square
@@ -49,11 +54,14 @@ class QuadraticPenalty(ReshapedDiagonal):
 
     constant: Tensor
 
-    def __init__(self, damping: float = 0.0) -> None:
+    def __init__(self, damping: float = 0.0, anchors: Anchors = "each") -> None:
         super().__init__()
+        if anchors not in ANCHORS:
+            raise ValueError(f"anchors is {anchors!r}; it must be one of {', '.join(ANCHORS)}")
         if not 0.0 <= damping < float("inf"):
             raise ValueError(f"damping is {damping}; it must be a finite number of at least 0")
         self.damping = damping
+        self.anchored: Anchors = anchors
         self.importance = nn.Module()
         self.anchor = nn.Module()
         self.register_buffer("constant", torch.zeros((), dtype=torch.float64))
@@ -126,6 +134,10 @@ class QuadraticPenalty(ReshapedDiagonal):
             # Copies: a float64 parameter that is folded first would otherwise be its own anchor.
             set_buffer(self.importance, name, merged.to(f.dtype, copy=True))
             set_buffer(self.anchor, name, mean.to(params[name].dtype, copy=True))
+        if self.anchored == "last":
+            self.constant.zero_()
+            for name, anchor in self.anchors().items():
+                anchor.copy_(params[name].detach())
         self._flat = None
 
     def forward(self, params: Mapping[str, Tensor]) -> Tensor:
