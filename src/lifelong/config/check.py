@@ -70,6 +70,7 @@ class Method(BaseModel):
     merge: Literal["sum", "nearest"] = "sum"
     anchors: Literal["each", "last"] = "each"
     xi: Positive = 1.0
+    temperature: Positive = 1.0
 
 
 class Trainer(BaseModel):

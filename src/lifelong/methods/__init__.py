@@ -6,6 +6,7 @@ from lifelong.methods.finetune import Finetune
 from lifelong.methods.joint import Joint
 from lifelong.methods.kronecker_ewc import KroneckerEWC
 from lifelong.methods.l2 import L2
+from lifelong.methods.lwf import LwF
 from lifelong.methods.mas import MAS
 from lifelong.methods.online_ewc import OnlineEWC
 from lifelong.methods.penalty_method import PenaltyMethod
@@ -19,6 +20,7 @@ __all__ = [
     "Finetune",
     "Joint",
     "KroneckerEWC",
+    "LwF",
     "Method",
     "OnlineEWC",
     "PenaltyMethod",
