@@ -26,6 +26,8 @@ def difference(one: Any, other: Any, where: str = "") -> str | None:
     """Where two nested values first differ, by a bit; None where they are the same."""
     if isinstance(one, torch.Tensor):
         return None if torch.equal(one, other) else where
+    if isinstance(one, list):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict):
         if list(one) != list(other):
             return f"{where}: {list(one)} and {list(other)}"

@@ -71,6 +71,12 @@ class Method(BaseModel):
     anchors: Literal["each", "last"] = "each"
     xi: Positive = 1.0
     temperature: Positive = 1.0
+    buffer_size: CountFrom0 = 0
+    minibatch_size: Count = 1
+    fill: Literal["reservoir", "balanced"] = "reservoir"
+    seed: CountFrom0 = 0
+    alpha: NotNegative = 0.0
+    beta: NotNegative = 0.0
 
 
 class Trainer(BaseModel):

@@ -10,6 +10,7 @@ from lifelong.methods.lwf import LwF
 from lifelong.methods.mas import MAS
 from lifelong.methods.online_ewc import OnlineEWC
 from lifelong.methods.penalty_method import PenaltyMethod
+from lifelong.methods.replay import Replay
 from lifelong.methods.si import SI
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "Method",
     "OnlineEWC",
     "PenaltyMethod",
+    "Replay",
 ]
