@@ -40,6 +40,8 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "L2": ({"ewc_lambda": 0.5}, {"ewc_lambda": 0.0}),
     "MAS": ({"ewc_lambda": 2.0}, {"ewc_lambda": 0.0}),
     "LwF": ({"ewc_lambda": 1.0}, {"ewc_lambda": 0.0}),
+    "DERpp": ({"buffer_size": 20, "minibatch_size": 8}, {"alpha": 0.0, "beta": 0.0}),
+    "AGEM": ({"buffer_size": 20, "minibatch_size": 8}, {"buffer_size": 0}),
     "Replay": ({"buffer_size": 20, "minibatch_size": 8}, {"buffer_size": 0}),
     "SI": ({"ewc_lambda": 1.0}, {"ewc_lambda": 0.0}),
 }

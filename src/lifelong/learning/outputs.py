@@ -17,7 +17,7 @@ from lifelong.core.fisher.evaluation import plain_name
 from lifelong.core.fisher.examples import count
 from lifelong.errors import LifelongError
 from lifelong.learning.learner import ContinualLearner
-from lifelong.learning.losses import OTHER, LossCall, Watch
+from lifelong.learning.losses import OTHER, LossCall, Watch, arranged
 from lifelong.learning.quiet import QuietStep, kept_tensors
 from lifelong.learning.seen import watched
 
@@ -29,17 +29,18 @@ class StepOutputs:
     its logits by itself.
 
     Args:
-        module: the one that learns; its step is not given to a method yet.
+        module: the one that learns; if it is watched, its step is not given to a method yet.
         who: needs the outputs, for the words of an error.
+        watches: whether its own steps are watched, for ``latest``.
     """
 
-    def __init__(self, module: LightningModule, who: str) -> None:
+    def __init__(self, module: LightningModule, who: str, *, watches: bool = True) -> None:
         self._module, self._who = module, who
         self._calls: list[LossCall] = []
         self._last: int | None = None  # the place of the last call that counts
         self._watching: Any = None
         self._before = vars(module).get("training_step")
-        if isinstance(module, ContinualLearner):
+        if not watches or isinstance(module, ContinualLearner):
             return
         own = module.training_step
 
@@ -89,21 +90,20 @@ class StepOutputs:
 
         Returns:
             The loss, and what its loss functions were given, with the graph.
-
-        Raises:
-            LifelongError: when the step returns no loss for them.
         """
-        if isinstance(self._module, ContinualLearner):
-            loss, logits = self._module.loss_and_logits(batch)
-            return loss, [_cross_entropy(logits, batch[1])]
-        with kept_tensors(self._module):
-            watch, found = watched(QuietStep(self._module), batch)
-        if found is None:
-            raise LifelongError(
-                f"training_step returned no loss for {count(batch)} examples that {self._who} "
-                "keeps; wanted a tensor, or a dict with 'loss'"
-            )
-        return found, self._known(watch.calls)
+        loss, calls = self._run(batch)
+        return loss, self._known(calls)
+
+    def loss_of(self, batch: Any) -> Tensor:
+        """The loss of the module's own step on other examples, without its logs.
+
+        Args:
+            batch: as the step sees it.
+
+        Returns:
+            The loss, with its graph.
+        """
+        return self._run(batch)[0]
 
     @torch.no_grad()
     def with_weights(self, state: Mapping[str, Tensor], batch: Any) -> list[LossCall]:
@@ -135,6 +135,19 @@ class StepOutputs:
             calls: list[LossCall] = functional_call(runner, named, (batch,))
         return self._known(calls)
 
+    def _run(self, batch: Any) -> tuple[Tensor, list[LossCall]]:
+        if isinstance(self._module, ContinualLearner):
+            loss, logits = self._module.loss_and_logits(batch)
+            return loss, [_cross_entropy(logits, batch[1])]
+        with kept_tensors(self._module):
+            watch, found = watched(QuietStep(self._module), batch)
+        if found is None:
+            raise LifelongError(
+                f"training_step returned no loss for {count(batch)} examples that {self._who} "
+                "keeps; wanted a tensor, or a dict with 'loss'"
+            )
+        return found, watch.calls
+
     def _known(self, calls: Sequence[LossCall]) -> list[LossCall]:
         found = [call for call in calls if call.name not in OTHER]
         if not found:
@@ -145,6 +158,20 @@ class StepOutputs:
                 "wanted cross_entropy, nll_loss, mse_loss or binary_cross_entropy(_with_logits)"
             )
         return found
+
+
+def laid_out(calls: Sequence[LossCall], examples: int) -> Tensor:
+    """The outputs of several calls in one row an example.
+
+    Args:
+        calls: of loss functions, by a step.
+        examples: N, how many its batch holds.
+
+    Returns:
+        The row of outputs ``[N, D]``.
+    """
+    parts = [arranged(call, examples)[0] for call in calls]
+    return torch.cat([part.reshape(examples, -1) for part in parts], dim=1)
 
 
 class _Runner(nn.Module):

@@ -1,6 +1,8 @@
 """One file a method: what it adds to learning a task, and how it consolidates."""
 
+from lifelong.methods.agem import AGEM
 from lifelong.methods.base import Method
+from lifelong.methods.derpp import DERpp
 from lifelong.methods.ewc import EWC
 from lifelong.methods.finetune import Finetune
 from lifelong.methods.joint import Joint
@@ -14,10 +16,12 @@ from lifelong.methods.replay import Replay
 from lifelong.methods.si import SI
 
 __all__ = [
+    "AGEM",
     "EWC",
     "L2",
     "MAS",
     "SI",
+    "DERpp",
     "Finetune",
     "Joint",
     "KroneckerEWC",

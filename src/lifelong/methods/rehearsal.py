@@ -67,7 +67,7 @@ class RehearsalMethod(Method):
             batches: of the data that it shall still know.
         """
         stranger = isinstance(module, LightningModule) and not isinstance(module, ContinualLearner)
-        self.buffer.add(as_step_sees(module, batches) if stranger else batches)  # type: ignore[arg-type]
+        self.keep(module, as_step_sees(module, batches) if stranger else batches)  # type: ignore[arg-type]
         self._tell_buffer()
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,9 +87,19 @@ class RehearsalMethod(Method):
             batches = share_of_loader(self.batches, rank, world_size)
         if not isinstance(pl_module, ContinualLearner):
             batches = as_step_sees(pl_module, batches)
-        self.buffer.add(batches, rank=rank, world_size=world_size, trainer=trainer)
+        self.keep(pl_module, batches, rank=rank, world_size=world_size, trainer=trainer)
         self._tell_buffer()
         write_figures(trainer.loggers, self.figures, step_of(pl_module))
+
+    def keep(self, module: nn.Module, batches: Iterable[Any], **share: Any) -> None:
+        """Keep some examples of these batches.
+
+        Args:
+            module: as learning left it.
+            batches: as its step sees them.
+            **share: see ``Buffer.add``.
+        """
+        self.buffer.add(batches, **share)
 
     def drawn(self, trainer: Trainer, batch_idx: int, which: int = 0) -> Tensor:
         """Which examples this process is to go through beside a batch.
