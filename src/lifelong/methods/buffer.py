@@ -230,7 +230,7 @@ class Buffer:
             came = (
                 f"{labels.dtype} of shape {tuple(labels.shape)}"
                 if isinstance(labels, Tensor)
-                else None
+                else "none"
             )
             raise LifelongError(
                 f"a buffer that is balanced wants one class an example, and the labels are {came}; "

@@ -103,10 +103,8 @@ class DERpp(RehearsalMethod):
         """
         added = None
         if self._outputs is not None:
-            for which, weight, term in (
-                (1, self.alpha, self._of_logits),
-                (2, self.beta, self._of_labels),
-            ):
+            terms = (self.alpha, self._of_logits), (self.beta, self._of_labels)
+            for which, (weight, term) in enumerate(terms):
                 places = self.drawn(module.trainer, batch_idx, which)
                 if weight and len(places):
                     one = weight * term(self._outputs, batch, places).to(loss.device, loss.dtype)
