@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.core import output_sensitivity
+from lifelong.core.fisher.rules import LINEAR
+from lifelong.core.fisher.squares import LinearSquares, Source
 
 from .test_fisher_modules import IMAGES, Flat, Mean, normed
 
@@ -94,3 +96,17 @@ def test_each_argument_counts() -> None:
     assert len(output_sensitivity(network, [(x, None)], include_frozen=True)) == 4
     with pytest.raises(ValueError, match="zero for every parameter"):
         output_sensitivity(network, [x], forward=lambda n, batch: 0 * n(batch))
+
+
+def test_magnitudes_of_several_directions_add_up() -> None:
+    linear, a = nn.Linear(2, 3), torch.randn(4, 2)
+    weight, bias = (Source(0, linear, n, LINEAR, a, 0, True) for n in ("weight", "bias"))
+    one = LinearSquares(weight, bias, ("w", "b"), torch.abs)
+    deltas = torch.randn(2, 4, 3)
+    for delta in deltas:
+        one.add([delta])
+    total = {"w": torch.zeros(3, 2), "b": torch.zeros(3)}
+    one.finish(total)
+    expected = torch.einsum("rno,ni->rnoi", deltas, a).abs().sum(dim=(0, 1))
+    torch.testing.assert_close(total["w"], expected)
+    torch.testing.assert_close(total["b"], deltas.abs().sum(dim=(0, 1)))

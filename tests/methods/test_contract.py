@@ -157,6 +157,14 @@ def test_two_processes_learn_what_one_does(name: str, both: Path) -> None:
     torch.testing.assert_close(theirs, mine, rtol=1e-9, atol=1e-12)
 
 
+@every_method
+def test_two_processes_hold_a_strangers_module_as_one_does(name: str, both: Path) -> None:
+    one, two = (
+        torch.load(both / f"{name}-callback-{count}.pt", weights_only=True) for count in (1, 2)
+    )
+    torch.testing.assert_close(tensors(two), tensors(one), rtol=1e-9, atol=1e-12)
+
+
 def tensors(state: Any, where: str = "") -> dict[str, torch.Tensor]:
     """All tensors of nested values."""
     if isinstance(state, torch.Tensor):

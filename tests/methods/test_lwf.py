@@ -71,6 +71,37 @@ def test_without_change_of_the_network_nothing_is_added_at_the_first_step() -> N
     assert (moved.body[0].weight - unheld.body[0].weight).abs().max() > 1e-3
 
 
+def normed(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Linear(7, 5)).double()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_old_network_answers_in_eval_mode_and_leaves_no_trace(own: bool) -> None:
+    means, x = [], batches(1)[0][0]
+    for weight in (0.0, 1.0):
+        method, journal = LwF(weight, consolidates=False), Journal()
+        module: Any = Own()
+        if own:
+            module = ContinualLearner(normed(0), lambda p: torch.optim.SGD(p, 0.1), ["a"])
+            module.method = method
+        module.body = normed(3) if not own else module.network
+        old = normed(3)
+        method.consolidate(old if own else module)
+        if not own:
+            module.body = normed(0)
+        kept = {name: t.clone() for name, t in method.state_dict()["network"].items()}
+        fit(module, method, limit_train_batches=1, logger=[journal])
+        means.append(module.body[1].running_mean.clone())
+        assert module.body[1].training
+        assert all(torch.equal(method.state_dict()["network"][n], t) for n, t in kept.items())
+        if weight:
+            expected = divergence(old.eval()(x), normed(0)(x), 2.0)
+            first = next(row for _, row in journal.entries if "train/penalty" in row)
+            assert first["train/penalty"] == pytest.approx(float(expected), rel=1e-6)
+    assert torch.equal(means[0], means[1])
+
+
 @pytest.mark.parametrize("stranger", ["classes", "words"])
 def test_strangers_keep_their_answers(stranger: str) -> None:
     drifts, x = [], torch.randn(64, 6, dtype=torch.float64)

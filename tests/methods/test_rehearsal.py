@@ -248,6 +248,19 @@ def test_logits_are_those_of_the_network_that_was_consolidated_and_stay() -> Non
     )
 
 
+def test_logits_are_kept_in_eval_mode_and_leave_no_trace() -> None:
+    module, method = Stranger(norm=True), DERpp(20, consolidates=False)
+    module.body.append(nn.Dropout())
+    before = module.body[1].running_mean.clone()
+    data, state = list(loader()), torch.get_rng_state()
+    method.consolidate(module, data)
+    assert torch.equal(module.body[1].running_mean, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert module.body[1].training
+    images, _, logits = method.buffer.columns
+    torch.testing.assert_close(logits, module.eval()(images).detach(), rtol=1e-9, atol=1e-12)
+
+
 def test_another_size_of_the_output_is_refused() -> None:
     module, method = Stranger(classes=3), DERpp(20)
     trainer(method).fit(module, loader())

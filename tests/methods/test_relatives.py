@@ -282,3 +282,12 @@ def test_si_cannot_consolidate_what_it_did_not_see_learnt() -> None:
 def test_anchors_of_another_kind_are_refused(kind: Any) -> None:
     with pytest.raises(ValueError, match="anchors is 'first'; it must be one of each, last"):
         kind(1.0, anchors="first")
+
+
+def test_all_importance_holds_to_the_newest_weights() -> None:
+    penalty = QuadraticPenalty(anchors="last")
+    first, second = {"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}
+    penalty.fold(first, {"w": torch.tensor([2.0])})
+    penalty.fold(second, {"w": torch.tensor([4.0])})
+    assert float(penalty(second)) == 0.0
+    assert float(penalty(first)) == 0.5 * (2 + 4) * 2**2

@@ -120,14 +120,14 @@ class StepOutputs:
         """
         module = self._module
         with ExitStack() as stack:
-            if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-                # compiled code keeps the parameters that it was compiled with
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
             if isinstance(module, ContinualLearner):
                 stack.enter_context(_in_eval_mode(module.network))
                 named = _named(module.network, state)
                 logits = functional_call(module.network, named, (batch[0],))
                 return [_cross_entropy(logits, batch[1])]
+            if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+                # compiled code keeps the parameters that it was compiled with
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(_in_eval_mode(module))
             stack.enter_context(kept_tensors(module))
             runner = _Runner(module, self._last)

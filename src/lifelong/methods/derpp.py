@@ -175,7 +175,6 @@ class _Last:
             yield batch
 
 
-@torch.no_grad()
 def _logits(module: nn.Module, batch: Any) -> Tensor:
     with traceless(module), torch.no_grad():
         if not has_step(module):
