@@ -91,6 +91,23 @@ def test_derpp_steps_on_the_logits_and_the_labels_as_they_were(
     assert logged["train/penalty"] == pytest.approx(float(more), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", [Replay, DERpp])
+def test_each_micro_batch_has_old_examples_of_its_own(kind: Any) -> None:
+    method, net, module = filled(kind), network(), Own()
+    total: Any = 0.0
+    for index, (x, y) in enumerate(batches(1)[:2]):
+        draws = [method.buffer.draw(5, 0, index, which) for which in (0, 1)]
+        (u, v), (a, b) = ([c[places] for c in method.buffer.columns[:2]] for places in draws)
+        if kind is Replay:
+            total = total + cross_entropy(net(torch.cat([x, u])), torch.cat([y, v])) / 2
+            continue
+        more = (net(u) - network(3)(u).detach()).square().mean() + 0.5 * cross_entropy(net(a), b)
+        total = total + (cross_entropy(net(x), y) + more) / 2
+    expected = flat(net) - 0.1 * gradient(net, total)
+    fit(module, method, limit_train_batches=2, accumulate_grad_batches=2)
+    torch.testing.assert_close(flat(module), expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("accumulated", [1, 3])
 def test_agem_steps_along_the_projected_gradient(own: bool, accumulated: int) -> None:

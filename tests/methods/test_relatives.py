@@ -291,3 +291,33 @@ def test_all_importance_holds_to_the_newest_weights() -> None:
     penalty.fold(second, {"w": torch.tensor([4.0])})
     assert float(penalty(second)) == 0.0
     assert float(penalty(first)) == 0.5 * (2 + 4) * 2**2
+
+
+class ByItself(Stranger):
+    def __init__(self, losses: int = 1) -> None:
+        super().__init__()
+        self.automatic_optimization, self.losses = False, losses
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        for _ in range(self.losses):
+            self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+@every_kind
+def test_a_module_that_goes_backward_by_itself_is_held_by_its_one_loss(kind: Any) -> None:
+    ends = []
+    for module in (Stranger(), ByItself()):
+        method = kind(20.0)
+        for task in (0, 1):
+            trainer(method).fit(module, loader(task))
+        ends.append(params(module))
+        assert "manual_backward" not in vars(module)
+    for name, p in ends[0].items():
+        torch.testing.assert_close(ends[1][name], p, rtol=1e-9, atol=1e-12)
+    one = trainer(kind(1.0))
+    with pytest.raises(LifelongError, match="calls manual_backward 2 times"):
+        one.fit(ByItself(2), loader())
+    assert one.global_step == 0

@@ -7,10 +7,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from lifelong.core.fisher.traceless import traceless
 from lifelong.core.importance import DiagonalImportance
 from lifelong.core.protocols import Importance
 from lifelong.errors import LifelongError
 from lifelong.learning.progress import Progress
+from lifelong.learning.quiet import QuietStep, kept_tensors
+from lifelong.learning.seen import watched
 from lifelong.methods.base import network_of
 from lifelong.methods.penalty_method import PenaltyMethod
 
@@ -20,6 +23,8 @@ class PasslessMethod(PenaltyMethod):
 
     Every process of a DDP fit has the same weights and gradients, so that each finds the same.
     """
+
+    _is_checked = True  # of a fit: that its step has one loss
 
     def importance_of(self, network: nn.Module) -> DiagonalImportance:
         """How much each parameter matters.
@@ -67,7 +72,36 @@ class PasslessMethod(PenaltyMethod):
             pl_module: the module that is to learn.
         """
         refuse_parts_of_networks(trainer, type(self).__name__)
+        self._is_checked = pl_module.automatic_optimization
         super().on_fit_start(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Find the loss of a module that goes backward by itself, before its first step.
+
+        Args:
+            trainer: unused.
+            pl_module: the module that is to learn.
+            batch: as the step will see it.
+            batch_idx: its place in the epoch.
+
+        Raises:
+            LifelongError: when it goes backward several times, or never.
+        """
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._is_checked:
+            return
+        self._is_checked = True
+        with traceless(pl_module), kept_tensors(pl_module):
+            step = QuietStep(pl_module)
+            watched(step, batch)
+        if len(step.backwards) != 1 or self._attached is None:
+            raise LifelongError(
+                f"training_step calls manual_backward {len(step.backwards)} times for one batch, "
+                f"and {type(self).__name__} adds to one loss; wanted one call for each batch"
+            )
+        self._attached.go_through_backward()
 
 
 def refuse_parts_of_networks(trainer: Trainer, name: str) -> None:
