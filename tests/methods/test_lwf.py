@@ -212,3 +212,20 @@ def test_it_remembers_only_what_it_is_told_to() -> None:
     assert method.state_dict() == {"network": {}}
     fit(module, kept := LwF(1.0))
     assert all(torch.equal(kept.state_dict()["network"][n], p) for n, p in params(module).items())
+
+
+class TwoLosses(Stranger):
+    """Goes backward from a second loss by hand, within its step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.head.bias.square().sum().backward()
+        return super().training_step(batch, batch_idx)
+
+
+def test_what_a_step_does_by_hand_goes_on_while_it_is_watched() -> None:
+    ends = []
+    for weight in (0.0, 1e-12):
+        module = TwoLosses()
+        trainer(LwF(weight)).fit(module, loader())
+        ends.append(params(module))
+    assert all(torch.equal(p, ends[1][name]) for name, p in ends[0].items())

@@ -316,6 +316,24 @@ def test_data_that_are_used_up_are_refused_before_the_first_step() -> None:
     assert one.global_step == 0
 
 
+class Endless(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        while True:
+            yield from loader()
+
+
+def test_data_without_an_end_are_refused_unless_the_fit_has_one() -> None:
+    endless: Any = torch.utils.data.DataLoader(Endless(), batch_size=None)
+    one = trainer(Replay(5), max_epochs=-1)
+    with pytest.raises(LifelongError, match=r"might never end.*max_steps.*batches=\[") as error:
+        one.fit(Stranger(), endless)
+    assert "\n" not in str(error.value)
+    assert one.global_step == 0
+    method = Replay(5)
+    trainer(method, max_epochs=-1, max_steps=3).fit(Stranger(), endless)
+    assert len(method.buffer) == 5
+
+
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [

@@ -46,7 +46,7 @@ class StepOutputs:
 
         @functools.wraps(own)
         def training_step(*args: Any, **kwargs: Any) -> Any:
-            with Watch() as watch:
+            with _Listening() as watch:
                 found = own(*args, **kwargs)
             self._calls = watch.calls
             return found
@@ -172,6 +172,17 @@ def laid_out(calls: Sequence[LossCall], examples: int) -> Tensor:
     """
     parts = [arranged(call, examples)[0] for call in calls]
     return torch.cat([part.reshape(examples, -1) for part in parts], dim=1)
+
+
+class _Listening(Watch):
+    # a step that is really made goes backward where it does
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.backward:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class _Runner(nn.Module):

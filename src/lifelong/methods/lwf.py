@@ -91,7 +91,7 @@ class LwF(Method):
             The objective.
         """
         whole, divergence = loss, 0.0
-        if self._outputs is not None and self.ewc_lambda > 0:
+        if self._outputs is not None:
             new = self._outputs.latest(batch)
             _refuse_others(new)
             if self.is_held:
@@ -138,7 +138,8 @@ class LwF(Method):
         name = type(self).__name__
         refuse_parts_of_networks(trainer, name)
         refuse_manual(pl_module, name)
-        self._outputs = StepOutputs(pl_module, name)
+        if self.ewc_lambda > 0:
+            self._outputs = StepOutputs(pl_module, name)
         super().on_fit_start(trainer, pl_module)
         device = device_of(pl_module)
         self._old = {name: tensor.to(device) for name, tensor in self._old.items()}

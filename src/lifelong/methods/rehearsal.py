@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
-from lifelong.learning.fit_batches import FitBatches, as_step_sees, refuse_used_up
+from lifelong.learning.fit_batches import FitBatches, as_step_sees, refuse_endless, refuse_used_up
 from lifelong.learning.objective import step_of, write_figures
 from lifelong.learning.shards import share_of_loader
 from lifelong.methods.base import Method
@@ -131,16 +132,27 @@ class RehearsalMethod(Method):
         super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse data that cannot be gone through once more.
+        """Refuse data that never end, or that cannot be gone through once more.
 
         Args:
             trainer: has the data.
             pl_module: the module that is to learn.
+
+        Raises:
+            LifelongError: before the first step.
         """
         super().on_train_start(trainer, pl_module)
         own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
         if self.consolidates and self.buffer.size and self.batches is None and not callable(own):
             refuse_used_up(trainer)
+            try:
+                refuse_endless(trainer)
+            except LifelongError as error:
+                raise LifelongError(
+                    "the training data have no length and the fit no number of steps, so that "
+                    "choosing what is kept might never end; wanted an end: type "
+                    "Trainer(max_steps=...), or pass batches=[...] to choose from"
+                ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """What it keeps from task to task.
