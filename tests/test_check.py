@@ -191,3 +191,31 @@ def test_what_is_free_is_taken_from_the_command_that_resumes(tmp_path: Path) -> 
     )
     for other in ("batch_size=3", "~logger.tensorboard"):
         assert continued(again, ["resume=true", other]) is again
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value", "said"),
+    [
+        ("l2", "anchors", "first", "type method.anchors=each or method.anchors=last"),
+        ("mas", "damping", "-1", "it must be a finite number of at least 0"),
+        ("mas", "decay", "2", "it must be a number from 0 to 1"),
+        ("si", "xi", "0", "it must be a finite number above 0"),
+        ("lwf", "temperature", "0", "it must be a finite number above 0"),
+        ("lwf", "ewc_lambda", "-1", "it must be a finite number of at least 0"),
+        ("replay", "buffer_size", "-1", "it must be a whole number of at least 0"),
+        ("replay", "buffer_size", "2.5", "it must be a whole number of at least 0"),
+        ("replay", "minibatch_size", "0", "it must be a whole number of at least 1"),
+        ("replay", "fill", "fifo", "type method.fill=reservoir or method.fill=balanced"),
+        ("replay", "seed", "-1", "it must be a whole number of at least 0"),
+        ("derpp", "alpha", "-1", "it must be a finite number of at least 0"),
+        ("derpp", "beta", "nan", "it must be a finite number of at least 0"),
+        ("agem", "minibatch_size", "many", "it must be a whole number of at least 1"),
+    ],
+)
+def test_a_key_of_each_method_is_named_with_what_is_wanted(
+    method: str, key: str, value: str, said: str
+) -> None:
+    check(composed(f"method={method}"))
+    with pytest.raises(LifelongError, match=f"^method.{key} is {value}; {said}") as error:
+        check(composed(f"method={method}", f"method.{key}={value}"))
+    assert "\n" not in str(error.value)

@@ -15,7 +15,7 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lifelong import methods
 from lifelong.data.benchmark import Benchmark
@@ -37,6 +37,13 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
         {"ewc_lambda": 50.0, "threshold": 0.0, "precision": "float32"},
         {"ewc_lambda": 0.0},
     ),
+    "L2": ({"ewc_lambda": 0.5}, {"ewc_lambda": 0.0}),
+    "MAS": ({"ewc_lambda": 2.0}, {"ewc_lambda": 0.0}),
+    "LwF": ({"ewc_lambda": 1.0}, {"ewc_lambda": 0.0}),
+    "DERpp": ({"buffer_size": 20, "minibatch_size": 8}, {"alpha": 0.0, "beta": 0.0}),
+    "AGEM": ({"buffer_size": 20, "minibatch_size": 8}, {"buffer_size": 0}),
+    "Replay": ({"buffer_size": 20, "minibatch_size": 8}, {"buffer_size": 0}),
+    "SI": ({"ewc_lambda": 1.0}, {"ewc_lambda": 0.0}),
 }
 
 
@@ -184,6 +191,23 @@ def main(folder: Path, names: list[str], learn: Callable[[Job], Any]) -> None:
     for name in names:
         # Each process has batch statistics of its own: without BatchNorm two are as one.
         learn(job(name, folder / f"{name}-{WORLD}", norm=False))
+        if int(os.environ.get("RANK", "0")) == 0:
+            torch.save(as_callback(name), folder / f"{name}-callback-{WORLD}.pt")
+        else:
+            as_callback(name)
+
+
+def as_callback(name: str) -> dict[str, Any]:
+    """What two fits of a module that is not ours leave."""
+    torch.manual_seed(5)
+    module, method = OwnModule(), make(name, **METHODS[name][0])
+    module.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    for task in range(2):
+        data, rank = Points(task).examples(0, 48), int(os.environ.get("RANK", "0"))
+        shares = DistributedSampler(data, WORLD, rank, shuffle=False)
+        loader = DataLoader(data, batch_size=12 // WORLD, sampler=shares)
+        trainer(method).fit(module, loader)
+    return {"module": module.state_dict(), "method": method.state_dict()}
 
 
 if __name__ == "__main__":

@@ -54,3 +54,32 @@ def trainer(*callbacks: Callback, **also: Any) -> Trainer:
 
 def params(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in module.named_parameters()}
+
+
+class Tagger(LightningModule):
+    """Labels every word of a sequence; batches are mappings, what pads a sequence is ignored."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.words = nn.Embedding(11, 6).double()
+        self.head = nn.Linear(6, 4).double()
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.words(words).cumsum(dim=1).tanh())
+
+    def training_step(self, batch: Any) -> dict[str, Tensor]:
+        logits = self(batch["words"])
+        return {"loss": cross_entropy(logits.view(-1, 4), batch["tags"].view(-1))}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.2)
+
+
+def tagged(task: int = 0, count: int = 36) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(task)
+    words = torch.randint(11, (count, 5), generator=generator)
+    tags = (words * (task + 1)).cumsum(dim=1) % 4
+    tags[::3, -2:] = -100
+    rows = [{"words": w, "tags": t} for w, t in zip(words, tags, strict=True)]
+    return DataLoader(rows, batch_size=12)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from lightning import seed_everything
 from torch import nn
 
 from lifelong import methods
+from lifelong.errors import LifelongError
 from lifelong.run import StageStore, learn_sequence
 
 from . import jobs
@@ -25,6 +26,8 @@ def difference(one: Any, other: Any, where: str = "") -> str | None:
     """Where two nested values first differ, by a bit; None where they are the same."""
     if isinstance(one, torch.Tensor):
         return None if torch.equal(one, other) else where
+    if isinstance(one, list):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict):
         if list(one) != list(other):
             return f"{where}: {list(one)} and {list(other)}"
@@ -150,9 +153,25 @@ def test_two_processes_learn_what_one_does(name: str, both: Path) -> None:
     for a, b in zip(one["stages"], two["stages"], strict=True):
         assert a["accuracy"] == b["accuracy"]
     torch.testing.assert_close(two["network"], one["network"], rtol=1e-9, atol=1e-12)
-    if one["method"]:
-        mine, theirs = one["method"]["penalty"], two["method"]["penalty"]
-        torch.testing.assert_close(theirs, mine, rtol=1e-9, atol=1e-12)
+    mine, theirs = (tensors(run["method"]) for run in (one, two))
+    torch.testing.assert_close(theirs, mine, rtol=1e-9, atol=1e-12)
+
+
+@every_method
+def test_two_processes_hold_a_strangers_module_as_one_does(name: str, both: Path) -> None:
+    one, two = (
+        torch.load(both / f"{name}-callback-{count}.pt", weights_only=True) for count in (1, 2)
+    )
+    torch.testing.assert_close(tensors(two), tensors(one), rtol=1e-9, atol=1e-12)
+
+
+def tensors(state: Any, where: str = "") -> dict[str, torch.Tensor]:
+    """All tensors of nested values."""
+    if isinstance(state, torch.Tensor):
+        return {where: state}
+    pairs = state.items() if isinstance(state, dict) else enumerate(state)
+    inner = [(k, v) for k, v in pairs if isinstance(v, dict | list | torch.Tensor)]
+    return {n: t for k, v in inner for n, t in tensors(v, f"{where}/{k}").items()}
 
 
 @every_method
@@ -166,14 +185,24 @@ def test_as_a_callback_it_leaves_a_strangers_module_as_it_was(name: str) -> None
         assert all(not p._post_accumulate_grad_hooks for p in module.parameters())
     if not method.keeps_state:
         return
-    # What was learnt last is where the penalty holds it: for one task its anchor is the weights.
     fresh = make(name, **METHODS[name][0])
-    fresh.consolidate(module, Points(1).train_dataloader())
+    if not method.state_follows_from_network:
+        with pytest.raises(LifelongError):
+            fresh.consolidate(module, Points(1).train_dataloader())
+        fresh = method
+    else:
+        fresh.consolidate(module, Points(1).train_dataloader())
+    assert difference(fresh.state_dict(), make(name, **METHODS[name][0]).state_dict()) is not None
+    if not isinstance(method, methods.PenaltyMethod):
+        return
+    # What was learnt last is where the penalty holds it: for one task its anchor is the weights.
     params = dict(module.named_parameters())
     assert float(fresh.penalty.value(params)) == pytest.approx(0.0, abs=1e-12)
     moved = {n: p.detach() + 0.1 for n, p in params.items()}
     assert float(fresh.penalty.value(moved)) > 1e-3
-    assert float(method.penalty.value(moved)) > float(method.penalty.value(params)) > 0
+    last = getattr(method, "anchors", "each") == "last"
+    assert float(method.penalty.value(moved)) > float(method.penalty.value(params)) >= 0
+    assert (float(method.penalty.value(params)) == 0) is last
 
 
 @every_method

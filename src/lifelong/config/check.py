@@ -73,6 +73,15 @@ class Method(BaseModel):
     unit: Literal["nats", "points"] = "nats"
     storage: Literal["float32", "bfloat16", "log8"] = "float32"
     device: Literal["cpu"] | None = _needs("cpu or null", "cpu", default=None)
+    anchors: Literal["each", "last"] = "each"
+    xi: Positive = 1.0
+    temperature: Positive = 1.0
+    buffer_size: CountFrom0 = 0
+    minibatch_size: Count = 1
+    fill: Literal["reservoir", "balanced"] = "reservoir"
+    seed: CountFrom0 = 0
+    alpha: NotNegative = 0.0
+    beta: NotNegative = 0.0
 
 
 class Trainer(BaseModel):

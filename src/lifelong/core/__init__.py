@@ -13,6 +13,7 @@ from lifelong.core.fisher.likelihoods import (
     Poisson,
 )
 from lifelong.core.fisher.other_libraries import equivalent_lambda
+from lifelong.core.fisher.sensitivity import output_sensitivity
 from lifelong.core.importance import DiagonalImportance
 from lifelong.core.metrics import (
     average_accuracy,
@@ -50,6 +51,7 @@ __all__ = [
     "forward_transfer",
     "from_plain",
     "kronecker_factors",
+    "output_sensitivity",
     "parameters_by_name",
     "step_sizes",
     "to_plain",

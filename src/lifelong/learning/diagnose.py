@@ -127,7 +127,7 @@ class Diagnose:
         """
         if not is_logging_step(trainer):
             return
-        scale = _gradient_scale(trainer, optimizer)
+        scale = gradient_scale(trainer, optimizer)
         pull, push = _norms(self._method, params, scale)
         ratio = pull / push if push > 0 else 0.0
         self._looks += 1
@@ -272,7 +272,16 @@ def _norm(norms: list[Tensor]) -> float:
     return float(torch.stack(whole).norm()) if whole else 0.0
 
 
-def _gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float:
+def gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float:
+    """What the gradients that an optimizer is about to take are too large by.
+
+    Args:
+        trainer: has the scaler.
+        optimizer: about to step.
+
+    Returns:
+        1 but for a fused optimizer under ``16-mixed``.
+    """
     # In 16-mixed a fused optimizer unscales in its own step, after gradients are looked at.
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):

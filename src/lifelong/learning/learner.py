@@ -61,6 +61,7 @@ class ContinualLearner(LightningModule):
         # The steps of the stages before: with it the curves of a sequence follow one another.
         self.steps_before = 0
         self.accuracies = nn.ModuleList(MeanMetric() for _ in self.tasks)
+        self.step_logits: Tensor | None = None  # of the latest training step
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; the one that Lightning sets 46 times in a step, fast.
@@ -118,9 +119,23 @@ class ContinualLearner(LightningModule):
         Returns:
             The objective; its ``backward()`` leaves its whole gradient.
         """
-        images, labels = batch
-        task_loss = cross_entropy(self._trained[0](images), labels)
+        task_loss, logits = self.loss_and_logits(batch)
+        # Not by nn.Module's way, which takes its time.
+        object.__setattr__(self, "step_logits", logits)
         return self.method.objective(task_loss, self, batch, batch_idx)
+
+    def loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """L of one batch, and the logits that it is of.
+
+        Args:
+            batch: images [batch, ...] and labels [batch].
+
+        Returns:
+            The mean cross-entropy in nats, and the logits [batch, classes], with their graph.
+        """
+        images, labels = batch
+        logits = self._trained[0](images)
+        return cross_entropy(logits, labels), logits
 
     def on_validation_epoch_start(self) -> None:
         """Start the counts of right answers anew, with one network in all processes."""

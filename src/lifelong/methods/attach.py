@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lifelong.learning import ContinualLearner
 from lifelong.learning.objective import Objective
+from lifelong.learning.quiet import task_step
 
 
 class AttachedStep:
@@ -37,7 +38,7 @@ class AttachedStep:
                     f"that one instead of another {type(method).__name__}"
                 )
             return
-        own = module.training_step
+        own, beneath = module.training_step, task_step(module)
         # A compiled module has its step as an attribute of its own already.
         self._module, self._before = module, module.__dict__.get("training_step")
 
@@ -54,6 +55,8 @@ class AttachedStep:
             )
 
         training_step.task_step = own  # type: ignore[attr-defined]  # the task's, beneath this one
+        # Lightning looks once beneath a wrapper for what a step takes.
+        training_step.__wrapped__ = beneath
         module.training_step = training_step  # type: ignore[method-assign]
 
     def takes_over(self, name: str) -> bool:

@@ -316,18 +316,32 @@ class PenaltyMethod(Holding):
         own = isinstance(pl_module, ContinualLearner)
         if not own and self.counts_twice(trainer, pl_module):
             return
-        network, counted = network_of(pl_module), Counted(self.estimate)
+        network = network_of(pl_module)
         held_out = getattr(trainer.datamodule, "held_out_batches", None)  # type: ignore[attr-defined]
         self.draw_inputs(network, held_out() if callable(held_out) else None)
-        with pass_progress(f"{self.title}: what matters for {_task(pl_module)}") as shown:
-            importance = estimate_over_processes(
-                trainer, counted, network, self._batches_of(trainer), shown
-            )
-        self.fold(network, importance, counted.over_processes(trainer))
+        importance, examples = self.learnt(trainer, pl_module)
+        self.fold(network, importance, examples)
         self.remember_inputs(network)
         if not own:
             self.note_fit(trainer, pl_module)
         write_figures(trainer.loggers, self.figures, step_of(pl_module))
+
+    def learnt(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Importance, int]:
+        """How much each parameter matters to the task whose fit ends.
+
+        Args:
+            trainer: its data give the examples, unless ``batches`` was set.
+            pl_module: with the weights that the fit leaves.
+
+        Returns:
+            The importance, and how many examples of all processes it is the mean over.
+        """
+        network, counted = network_of(pl_module), Counted(self.estimate)
+        with pass_progress(f"{self.title}: what matters for {_task(pl_module)}") as shown:
+            importance = estimate_over_processes(
+                trainer, counted, network, self._batches_of(trainer), shown
+            )
+        return importance, counted.over_processes(trainer)
 
     def answers_for(self, module: LightningModule) -> bool:
         """Whether a loss that is not finite may be the penalty's doing.

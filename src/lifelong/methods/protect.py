@@ -15,12 +15,17 @@ from lifelong.methods.budget import EVERY
 from lifelong.methods.ewc import EWC
 from lifelong.methods.holding import Holding, stiffest
 from lifelong.methods.kronecker_ewc import KroneckerEWC
+from lifelong.methods.l2 import L2
+from lifelong.methods.mas import MAS
 from lifelong.methods.norms import FrozenNorms
 from lifelong.methods.online_ewc import OnlineEWC
 from lifelong.methods.penalty_method import left_its_step_out
+from lifelong.methods.si import SI
 from lifelong.methods.sparse import refuse_sparse_only
 
-KINDS: dict[str, type[Holding]] = {kind.__name__: kind for kind in (EWC, OnlineEWC, KroneckerEWC)}
+KINDS: dict[str, type[Holding]] = {
+    kind.__name__: kind for kind in (EWC, OnlineEWC, KroneckerEWC, L2, MAS, SI)
+}
 
 
 def protect(

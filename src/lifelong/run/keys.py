@@ -30,7 +30,7 @@ FREE: Mapping[str, str] = {
 LABELS = ("benchmark.name", "method.name")
 # What tells runs apart in every report by itself. All but the labels shape numbers.
 NAMES = (
-    *("seed", "benchmark.tasks.*.seed"),
+    *("seed", "benchmark.tasks.*.seed", "method.seed"),
     *("method", "method._target_", "method.ewc_lambda", "benchmark", "experiment", *LABELS),
 )
 # Keys of the method that shape a task while it is learnt, not what is kept of it afterwards.

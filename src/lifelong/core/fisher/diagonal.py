@@ -16,6 +16,7 @@ from lifelong.core.fisher.squares import (
     BLOCK,
     BlockSquares,
     LinearSquares,
+    Measure,
     Source,
     Squares,
     TokenSquares,
@@ -138,10 +139,11 @@ class Diagonal:
 
     Args:
         evaluation: The network, and how it is evaluated.
+        measure: What becomes of each gradient of an example before it is summed.
     """
 
-    def __init__(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
+    def __init__(self, evaluation: Evaluation, measure: Measure = torch.square) -> None:
+        self._evaluation, self._measure = evaluation, measure
         self._params = evaluation.parameters_by_name()
         self._name = {p: n for n, p in self._params.items()}
         self._vectorise = True
@@ -218,13 +220,15 @@ class Diagonal:
             if alone and first.meets_once:
                 linear.setdefault(first.index, {})[first.name] = (name, first)
             elif alone and isinstance(first.module, nn.Embedding):
-                squares.append(TokenSquares(first, name))
+                squares.append(TokenSquares(first, name, self._measure))
             else:
-                squares.append(BlockSquares(found, name, self._params[name].numel(), room))
+                numel = self._params[name].numel()
+                squares.append(BlockSquares(found, name, numel, room, self._measure))
         for parts in linear.values():
             weight_name, weight = parts.get("weight", ("", None))
             bias_name, bias = parts.get("bias", ("", None))
-            squares.append(LinearSquares(weight, bias, (weight_name, bias_name)))
+            names = weight_name, bias_name
+            squares.append(LinearSquares(weight, bias, names, self._measure))
         return squares
 
     def _fall_back(
@@ -233,11 +237,11 @@ class Diagonal:
         found = None
         if self._vectorise:
             try:
-                found = vectorised_squares(self._evaluation, rest, chunk.x, kept)
+                found = vectorised_squares(self._evaluation, rest, chunk.x, kept, self._measure)
             except (RuntimeError, NotImplementedError, TypeError, ValueError):
                 self._vectorise = False  # vmap does not know some operation: one by one, then
         if found is None:
-            found = looped_squares(self._evaluation, rest, chunk.x, kept)
+            found = looped_squares(self._evaluation, rest, chunk.x, kept, self._measure)
         for name, squares in found.items():
             self._total[name] += squares
 

@@ -9,11 +9,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lifelong.core.fisher.evaluation import Evaluation
 from lifelong.core.fisher.examples import Rows, has_words, take, tensors_of, with_tensors
-from lifelong.core.fisher.squares import BLOCK, widened
+from lifelong.core.fisher.squares import BLOCK, Measure, widened
 
 
 def looped_squares(
-    evaluation: Evaluation, params: dict[str, nn.Parameter], x: Rows, directions: Sequence[Tensor]
+    evaluation: Evaluation,
+    params: dict[str, nn.Parameter],
+    x: Rows,
+    directions: Sequence[Tensor],
+    measure: Measure = torch.square,
 ) -> dict[str, Tensor]:
     """Return the squared gradients summed over examples and directions, one example at a time.
 
@@ -22,6 +26,7 @@ def looped_squares(
         params: The parameters that are wanted, by name.
         x: The examples.
         directions: Weights of the network's outputs, each `[N, ...]`.
+        measure: What becomes of each gradient, `torch.square` or `torch.abs`.
 
     Returns:
         The sums, in float64 where the device has it.
@@ -41,12 +46,16 @@ def looped_squares(
             for name, gradient in zip(params, gradients, strict=True):
                 if gradient is not None:
                     dense = gradient.to_dense() if gradient.is_sparse else gradient
-                    total[name] += dense.to(wide).square()
+                    total[name] += measure(dense.to(wide))
     return total
 
 
 def vectorised_squares(
-    evaluation: Evaluation, params: dict[str, nn.Parameter], x: Rows, directions: Sequence[Tensor]
+    evaluation: Evaluation,
+    params: dict[str, nn.Parameter],
+    x: Rows,
+    directions: Sequence[Tensor],
+    measure: Measure = torch.square,
 ) -> dict[str, Tensor]:
     """Return what `looped_squares` returns, blocks of examples at a time by `torch.func.vmap`.
 
@@ -55,6 +64,7 @@ def vectorised_squares(
         params: The parameters that are wanted, by name.
         x: The examples.
         directions: Weights of the network's outputs, each `[N, ...]`.
+        measure: What becomes of each gradient, `torch.square` or `torch.abs`.
 
     Returns:
         The sums.
@@ -75,7 +85,7 @@ def vectorised_squares(
 
         pull = vjp(output, values)[1]
         (gradients,) = vmap(pull)(weights.unsqueeze(1))
-        return {name: widened(g).square().sum(dim=0) for name, g in gradients.items()}
+        return {name: measure(widened(g)).sum(dim=0) for name, g in gradients.items()}
 
     numel = sum(p.numel() for p in params.values())
     rows = max(1, BLOCK // (numel * len(directions)))

@@ -2,9 +2,10 @@
 
 Each sum takes the output gradients of one direction after another (`add`) and hands over what it
 gathered (`finish`): the squares add up over directions, the gradients of several calls before.
+Instead of squares it may be magnitudes, `torch.abs`: both are even and multiplicative.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -18,6 +19,8 @@ BLOCK = 2**21
 # so many gradients of large parameters are squared into the sum one by one, in one walk through the
 # memory instead of three
 _FEW = 4
+# what becomes of each gradient before it is summed: torch.square or torch.abs
+Measure = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -74,10 +77,18 @@ class LinearSquares:
         weight: The use of the weight, None where only the bias is wanted.
         bias: The use of the bias, None where only the weight is wanted.
         names: The names of weight and bias in the totals.
+        measure: What becomes of each gradient.
     """
 
-    def __init__(self, weight: Source | None, bias: Source | None, names: tuple[str, str]) -> None:
+    def __init__(
+        self,
+        weight: Source | None,
+        bias: Source | None,
+        names: tuple[str, str],
+        measure: Measure = torch.square,
+    ) -> None:
         self._weight, self._bias, self._names = weight, bias, names
+        self._measure = measure
         self._sum: Tensor | None = None
 
     def add(self, deltas: Sequence[Tensor | None]) -> None:
@@ -89,9 +100,11 @@ class LinearSquares:
             return
         delta = delta.reshape(len(delta), -1)
         if self._sum is None:
-            self._sum = delta.square()
-        else:
+            self._sum = self._measure(delta)
+        elif self._measure is torch.square:
             self._sum.addcmul_(delta, delta)
+        else:
+            self._sum.add_(self._measure(delta))
 
     def finish(self, total: dict[str, Tensor]) -> None:
         """Add what was gathered to the totals, by the parameters' names."""
@@ -103,7 +116,7 @@ class LinearSquares:
             a = self._weight.rule.features(self._weight.module, widened(self._weight.a))
             a = a.reshape(len(self._sum), -1)
             into = total[self._names[0]]
-            into += (self._sum.T @ a.square()).view_as(into)
+            into += (self._sum.T @ self._measure(a)).view_as(into)
 
 
 class TokenSquares:
@@ -112,10 +125,11 @@ class TokenSquares:
     Args:
         source: The use of the embedding's weight.
         name: Its name in the totals.
+        measure: What becomes of each gradient.
     """
 
-    def __init__(self, source: Source, name: str) -> None:
-        self._source, self._name = source, name
+    def __init__(self, source: Source, name: str, measure: Measure = torch.square) -> None:
+        self._source, self._name, self._measure = source, name, measure
         module = source.module
         assert isinstance(module, nn.Embedding)
         tokens = source.a.reshape(len(source.a), -1)
@@ -133,7 +147,7 @@ class TokenSquares:
         delta = delta.reshape(-1, delta.shape[-1])
         gradient = delta.new_zeros(len(self._token), delta.shape[-1])
         gradient.index_add_(0, self._pair_of, delta)
-        square = gradient.square_()
+        square = self._measure(gradient)
         self._sum = square if self._sum is None else self._sum.add_(square)
 
     def finish(self, total: dict[str, Tensor]) -> None:
@@ -155,10 +169,18 @@ class BlockSquares:
         name: Its name in the totals.
         numel: The number of its elements.
         room: How many numbers may be kept from one direction to the next.
+        measure: What becomes of each gradient.
     """
 
-    def __init__(self, sources: Sequence[Source], name: str, numel: int, room: int) -> None:
-        self._sources, self._name = sources, name
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        name: str,
+        numel: int,
+        room: int,
+        measure: Measure = torch.square,
+    ) -> None:
+        self._sources, self._name, self._measure = sources, name, measure
         # unfolded patches may be larger than the parameter: one row tells
         first = slice(0, 1)
         widest = max(s.rule.features(s.module, widened(s.a[first])).numel() for s in sources)
@@ -183,11 +205,11 @@ class BlockSquares:
             assert gradient is not None
             if self._sum is None:
                 self._sum = torch.zeros_like(gradient[0])
-            if len(gradient) <= _FEW:
+            if len(gradient) <= _FEW and self._measure is torch.square:
                 for one in gradient:
                     self._sum.addcmul_(one, one)
             else:
-                self._sum.add_(gradient.square().sum(dim=0))
+                self._sum.add_(self._measure(gradient).sum(dim=0))
 
     def finish(self, total: dict[str, Tensor]) -> None:
         """Add what was gathered to the totals, by the parameters' names."""

@@ -10,7 +10,7 @@ from lifelong.core.penalty.proximal import proximal_step_
 from lifelong.core.penalty.pull import add_pull_, price, price_and_pull
 from lifelong.core.penalty.sharded import Sum, check_whole, like, local, over_parts
 from lifelong.core.penalty.storage import Kept
-from lifelong.core.penalty.stored import StoredDiagonal
+from lifelong.core.penalty.stored import Anchors, StoredDiagonal
 
 
 class Row(NamedTuple):
@@ -57,6 +57,8 @@ class QuadraticPenalty(StoredDiagonal):
     Args:
         damping: d in F + d · mean(F), added to every importance that is folded, the mean taken over
             all its entries. It gives the directions that F leaves free a small price.
+        anchors: ``each``: every task has its own θ_t, as above; ``last``: F̄ is the same sum and
+            all of it holds to the newest θ*, with c = 0, as published for several methods.
         storage: how F̄ is kept: as it is given (``float32``), in two bytes or in one, see above.
         device: where F̄ and θ̄ stay, whatever ``to`` says: ``"cpu"`` leaves an accelerator its
             memory. They are then brought to each parameter one at a time, also for the gradient,
@@ -65,7 +67,8 @@ class QuadraticPenalty(StoredDiagonal):
             default they follow ``to``.
 
     Raises:
-        ValueError: when ``damping`` is negative or not finite, or ``storage`` is none of these.
+        ValueError: when ``damping`` is negative or not finite, or ``anchors`` or ``storage`` is
+            none of these.
 
     Source:
         Kirkpatrick et al. 2017, eq. 3, for one anchor; the fold is completing the square
@@ -82,11 +85,12 @@ class QuadraticPenalty(StoredDiagonal):
     def __init__(
         self,
         damping: float = 0.0,
+        anchors: Anchors = "each",
         *,
         storage: str = "float32",
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(storage, device)
+        super().__init__(storage, device, anchors)
         if not 0.0 <= damping < float("inf"):
             raise ValueError(f"damping is {damping}; it must be a finite number of at least 0")
         self.damping = damping
@@ -140,6 +144,8 @@ class QuadraticPenalty(StoredDiagonal):
                 self.constant.add_(0.5 * (before * w * gap.square()).sum())
             self._keep(name, merged, f.dtype, is_new=name not in old)
             self._remember(name, mean, params[name].dtype)
+        if self.anchored == "last":
+            self._hold_to(params)
 
     def forward(self, params: Mapping[str, Tensor]) -> Tensor:
         """Ω at these parameters, differentiable by autograd: the plain formula.

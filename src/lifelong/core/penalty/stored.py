@@ -1,7 +1,7 @@
 """How F̄ and θ̄ are kept: in which type, on which device, whole or a part in each process."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 from zlib import crc32
 
 import torch
@@ -17,6 +17,10 @@ from lifelong.core.penalty.storage import (
     to_log8,
 )
 
+ANCHORS = ("each", "last")
+# one of ANCHORS: checked with a message that names them, as it is what users type
+Anchors: TypeAlias = str
+
 
 class StoredDiagonal(ReshapedDiagonal):
     """The part of ``QuadraticPenalty`` that keeps its buffers.
@@ -24,17 +28,23 @@ class StoredDiagonal(ReshapedDiagonal):
     Args:
         storage: how F̄ is kept; see there.
         device: where F̄ and θ̄ stay; None where they follow ``to``.
+        anchors: what F̄ holds to; see there.
 
     Raises:
-        ValueError: when ``storage`` is none of those.
+        ValueError: when ``storage`` or ``anchors`` is none of those.
     """
 
     constant: Tensor
     folds: Tensor
 
-    def __init__(self, storage: str, device: torch.device | str | None) -> None:
+    def __init__(
+        self, storage: str, device: torch.device | str | None, anchors: Anchors = "each"
+    ) -> None:
         super().__init__()
         check_storage(storage)
+        if anchors not in ANCHORS:
+            raise ValueError(f"anchors is {anchors!r}; it must be one of {', '.join(ANCHORS)}")
+        self.anchored: Anchors = anchors
         self.storage = storage
         self.device = None if device is None else torch.device(device)
         self.importance = nn.Module()
@@ -129,6 +139,12 @@ class StoredDiagonal(ReshapedDiagonal):
     def _remember(self, name: str, theta: Tensor, dtype: torch.dtype) -> None:
         # A copy: a float64 parameter that is folded first would otherwise be its own anchor.
         set_buffer(self.anchor, name, self._placed(theta.to(dtype, copy=True)))
+
+    def _hold_to(self, params: Mapping[str, Tensor]) -> None:
+        # All of F̄ at one point: Ω is zero there.
+        self.constant.zero_()
+        for name, anchor in self.anchors().items():
+            anchor.copy_(params[name].detach())
 
     def _placed(self, tensor: Tensor) -> Tensor:
         if self.device is None:
