@@ -146,6 +146,7 @@ def test_a_fit_that_is_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
             accelerator="cpu",
             callbacks=list(callbacks),
             logger=False,
+            default_root_dir=tmp_path,
             max_epochs=6,
             enable_progress_bar=False,
             enable_model_summary=False,
