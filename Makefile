@@ -39,6 +39,10 @@ bench-sweep: $(STAMP) ## a sweep over eight values of λ beside one run (ARGS='-
 bench-peers: $(STAMP) ## the whole job beside Avalanche's, whose environment is PEERS=DIR
 	$(BIN)/python benchmarks/peers.py $(PEERS) --data $${LIFELONG_DATA:-data} $(ARGS)
 
+.PHONY: budget
+budget: $(STAMP) ## a budget instead of λ: promised against kept (ARGS='--watch 50,200 --seeds 0,1,2')
+	$(BIN)/python benchmarks/budget.py $(ARGS)
+
 results: $(STAMP) ## the README's table: five seeds, each method (ARGS='--keep DIR' for `make pictures`)
 	$(BIN)/python benchmarks/main_job.py $(ARGS)
 

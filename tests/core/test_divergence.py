@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.distributions import Bernoulli as Coin
 from torch.distributions import Categorical as Classes
 from torch.distributions import Normal, kl_divergence
+from torch.distributions import Poisson as Rate
 
-from lifelong.core import Bernoulli, Categorical, Gaussian
+from lifelong.core import Bernoulli, Categorical, Gaussian, Heteroscedastic, Poisson
 from lifelong.core.fisher.likelihoods.base import Given
 from lifelong.core.fisher.likelihoods.product import Product
 
@@ -56,6 +57,15 @@ def test_of_numbers_and_of_coins_it_is_the_mean_over_the_outputs() -> None:
     )
     close(Bernoulli().divergence(p, q, None), kl_divergence(Coin(logits=p), Coin(logits=q)).mean(1))
     close(Bernoulli().uncertainty(p, None), (p.sigmoid() * (1 - p.sigmoid())).mean(1))
+
+
+def test_of_counts_and_of_numbers_with_their_own_noise_it_is_torchs_too() -> None:
+    p, q = two(5, 3)
+    wanted = kl_divergence(Rate(p.exp()), Rate(q.exp())).mean(1)
+    close(Poisson().divergence(p, q, None), wanted)
+    p, q = two(5, 3, 2)
+    one, other = (Normal(x[..., 0], (x[..., 1] / 2).exp()) for x in (p, q))
+    close(Heteroscedastic().divergence(p, q, None), kl_divergence(one, other).mean(1))
 
 
 def test_heads_add_up() -> None:

@@ -146,6 +146,7 @@ def test_a_fit_that_is_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
             accelerator="cpu",
             callbacks=list(callbacks),
             logger=False,
+            default_root_dir=tmp_path,
             max_epochs=6,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -210,6 +211,17 @@ def test_another_likelihood_is_looked_at_by_its_own_divergence() -> None:
         wanted = 0.5 * (module(x) - torch.cat(memory.before)).square().mean(1)
     ewc.budget.look(module, ewc.way_to_outputs)
     assert memory.mean == pytest.approx(float((memory.numbers * wanted).mean()), rel=1e-9)
+
+
+def test_a_likelihood_that_cannot_compare_is_refused_before_the_first_step() -> None:
+    def own(module: nn.Module, batch: Any) -> Tensor:
+        return -cross_entropy(module(batch[0]), batch[1], reduction="none")
+
+    module = Own()
+    before = copy_of(module.body)
+    with pytest.raises(LifelongError, match="a budget came along with own as likelihood"):
+        fit(module, EWC(at_most=0.02, labels="empirical", likelihood=own))
+    assert change(before, module.body) == 0.0
 
 
 def test_looking_leaves_no_trace() -> None:

@@ -171,6 +171,7 @@ def test_a_sweep_chooses_for_each_seed(command: Command, tmp_path: Path) -> None
             "this method has no penalty, so no method.ewc_lambda",
         ),
         (["method.ewc_lambda=auto", "trainer=ddp"], "several processes"),
+        (["method.ewc_lambda=auto", "method.at_most=0.02"], "method.at_most, which moves λ"),
         (["method.ewc_lambda=auto", "trainer.max_time=00:00:01:00"], "trainer.max_time"),
         (["method.ewc_lambda=auto", "~benchmark.tasks.digits_as_usps"], "a single task"),
         (["method.ewc_lambda=best"], "method.ewc_lambda is best; it must be a finite number"),

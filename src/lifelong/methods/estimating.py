@@ -13,7 +13,7 @@ from torch import nn
 from lifelong.core.fisher.capture import Capture
 from lifelong.core.fisher.evaluation import TARGETS, AnyLikelihood, Evaluation, Forward
 from lifelong.core.fisher.examples import count, map_tensors, take
-from lifelong.core.fisher.likelihoods.base import check_labels
+from lifelong.core.fisher.likelihoods.base import Likelihood, check_labels
 from lifelong.core.fisher.probe import Layout
 from lifelong.core.fisher.traceless import device_of, traceless
 from lifelong.core.protocols import Importance, Penalty
@@ -38,7 +38,8 @@ class EstimatingMethod(PenaltyMethod):
 
     A LightningModule's own ``training_step`` says it: the loss function of ``torch.nn.functional``
     that it calls, with what it gives to it (``cross_entropy``, ``nll_loss``: a softmax;
-    ``mse_loss``: a Gaussian of σ = 1; ``binary_cross_entropy`` and its ``_with_logits``: Bernoulli;
+    ``mse_loss``: a Gaussian of σ = 1; ``gaussian_nll_loss``, ``poisson_nll_loss``: their names;
+    ``binary_cross_entropy`` and its ``_with_logits``: Bernoulli;
     a sum of such: all of them). This is checked on the first batch of a fit, before its first step:
     what does not fit is one error that says what to pass.
 
@@ -190,6 +191,8 @@ class EstimatingMethod(PenaltyMethod):
         if self.consolidates:
             self._examples = _examples_in(self._batches_of(trainer))
             self._known = pl_module, self._seen_before(pl_module, batch)
+            if self.budget is not None:
+                _refuse_incomparable(self._known[1].likelihood)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Consolidate the task that was just learnt.
@@ -371,6 +374,18 @@ class Forecast:
                 f"{name}: what matters will take about {whole:.0f} s for {total} examples; "
                 "samples=1000 or labels='sampled' takes less"
             )
+
+
+def _refuse_incomparable(likelihood: AnyLikelihood | None) -> None:
+    # before the first step, not when the task is learnt and its inputs are to be kept
+    own = getattr(type(likelihood), "divergence", None)
+    if likelihood is not None and own in (None, Likelihood.divergence):
+        name = getattr(likelihood, "__name__", type(likelihood).__name__)
+        raise LifelongError(
+            f"a budget came along with {name} as likelihood, which cannot compare two predictions; "
+            "wanted one that can: pass Categorical(), Gaussian() or Bernoulli(), or write "
+            "divergence(before, after, target) -> [N]; or take ewc_lambda instead of at_most"
+        )
 
 
 def _is_inputs_alone(batch: Any) -> bool:

@@ -52,6 +52,22 @@ class Poisson(PerOutput):
         each = y * output - output.exp() - torch.lgamma(y + 1)
         return each.reshape(len(output), -1).sum(dim=1)
 
+    def divergence(self, before: Tensor, after: Tensor, target: Tensor | None) -> Tensor:
+        """Return `e^a (a − b) − e^a + e^b`, the mean over an example's counts.
+
+        Args:
+            before: The output `[N, ...]` of the network as it was.
+            after: That of the network as it is.
+            target: Not looked at.
+
+        Returns:
+            For each example its divergence in nats `[N]`.
+        """
+        del target
+        a, b = at_least_float32(before), at_least_float32(after)
+        each = a.exp() * (a - b) - a.exp() + b.exp()
+        return each.reshape(len(each), -1).mean(dim=1)
+
     def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return counts drawn at the network's own rates.
 

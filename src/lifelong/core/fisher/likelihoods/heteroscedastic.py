@@ -58,6 +58,22 @@ class Heteroscedastic(PerOutput):
         each = -0.5 * ((y - f) ** 2 * (-s).exp() + s + math.log(math.tau))
         return each.reshape(len(output), -1).sum(dim=1)
 
+    def divergence(self, before: Tensor, after: Tensor, target: Tensor | None) -> Tensor:
+        """Return that of two Gaussians, the mean over an example's numbers.
+
+        Args:
+            before: The output `[N, ..., 2]` of the network as it was.
+            after: That of the network as it is.
+            target: Not looked at.
+
+        Returns:
+            For each example its divergence in nats `[N]`.
+        """
+        del target
+        (f, s), (g, t) = (at_least_float32(x).unbind(dim=-1) for x in (before, after))
+        each = 0.5 * (t - s + (s - t).exp() + (f - g) ** 2 * (-t).exp() - 1)
+        return each.reshape(len(each), -1).mean(dim=1)
+
     def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return the means with noise of the network's own variance.
 
