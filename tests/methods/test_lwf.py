@@ -214,18 +214,17 @@ def test_it_remembers_only_what_it_is_told_to() -> None:
     assert all(torch.equal(kept.state_dict()["network"][n], p) for n, p in params(module).items())
 
 
-class TwoLosses(Stranger):
-    """Goes backward from a second loss by hand, within its step."""
+class Asks(Stranger):
+    """Looks, within its step, at a gradient that it makes by itself."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.head.bias.square().sum().backward()
+        x = batch[0].clone().requires_grad_()
+        self(x).square().sum().backward()
+        assert x.grad is not None, "the step's own backward pass was swallowed"
         return super().training_step(batch, batch_idx)
 
 
 def test_what_a_step_does_by_hand_goes_on_while_it_is_watched() -> None:
-    ends = []
-    for weight in (0.0, 1e-12):
-        module = TwoLosses()
-        trainer(LwF(weight)).fit(module, loader())
-        ends.append(params(module))
-    assert all(torch.equal(p, ends[1][name]) for name, p in ends[0].items())
+    one = trainer(LwF(1.0))
+    one.fit(Asks(), loader())
+    assert one.global_step == 8
