@@ -9,6 +9,7 @@ from lifelong.config.build import build_job
 from lifelong.config.compose import compose_run
 from lifelong.config.learnt import learnt_stage
 from lifelong.errors import LifelongError
+from lifelong.run.resume.checkpoint import FORMAT, CheckpointError, load_checkpoint
 from lifelong.search.branches import learn_branches
 
 SMALL = ["benchmark=embedded_digits", "max_epochs=2", "model.hidden=[16]", "logger=none"]
@@ -40,3 +41,22 @@ def test_a_stage_comes_back_with_its_network_and_its_penalty(tmp_path: Path) -> 
     elsewhere = compose_run([*SMALL, f"output_dir={tmp_path}/elsewhere"])
     with pytest.raises(LifelongError, match="finish that run first"):
         learnt_stage(elsewhere, 0)
+
+
+class Payload:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("kind", ["stage", "progress"])
+def test_no_code_runs_from_a_checkpoint(tmp_path: Path, kind: str) -> None:
+    ran, file = tmp_path / "ran", tmp_path / "one.ckpt"
+    torch.save({"kind": kind, "format": FORMAT, "network": Payload(ran)}, file)
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+        load_checkpoint(file, kind)
+    assert not ran.exists()

@@ -306,3 +306,20 @@ def test_what_shapes_is_the_configuration_less_what_is_free() -> None:
     assert {key: whole[key] for key in kept if key in whole} == {
         key: value for key, value in whole.items() if not is_free(key) and key not in LABELS
     }
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("resume", "output_dir", "hydra.run.dir", "data_dir", "benchmark.tasks.mnist.data_dir"),
+        *("stages", "stages_limit", "checkpoint_every", "logger.csv", "choice.rule", "search.low"),
+        "trainer.enable_model_summary",
+    ],
+)
+def test_what_no_number_depends_on_is_declared_free(key: str) -> None:
+    assert is_free(key)
+
+
+def test_only_how_a_task_is_held_is_left_out_of_what_is_kept_of_it() -> None:
+    # λ and the step act while a later task is learnt; all else of a method may shape what it keeps
+    assert set(FREE_FOR_STATE) == {"ewc_lambda", "step"}
