@@ -22,6 +22,10 @@ ROUNDING = {"rtol": 1e-9, "atol": 1e-12}
 Found = dict[str, Any]
 
 
+# The contract of the methods has two processes beside one in `make test`.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found, Found]:
     """What one process found, this one, and each of two."""

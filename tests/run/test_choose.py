@@ -22,7 +22,11 @@ def summary(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    "rule", [["choice.rule=best_average"], ["choice.rule=most_new", "choice.at_most_lost=4"]]
+    "rule",
+    [
+        ["choice.rule=best_average"],
+        pytest.param(["choice.rule=most_new", "choice.at_most_lost=4"], marks=pytest.mark.slow),
+    ],
 )
 def test_the_choice_is_that_of_whole_runs_by_the_rule(
     command: Command, tmp_path: Path, shared: str, rule: list[str]
@@ -62,6 +66,7 @@ def test_the_choice_is_that_of_whole_runs_by_the_rule(
     assert whole["choice"] is None
 
 
+@pytest.mark.slow
 def test_the_run_ends_with_the_bits_of_one_with_that_lambda(
     command: Command, tmp_path: Path
 ) -> None:
@@ -117,6 +122,7 @@ def test_spoilt_test_sets_change_no_choice(
     assert one["accuracy"][1][0] > other["accuracy"][1][0] + 0.3
 
 
+@pytest.mark.slow
 def test_an_interrupted_choice_goes_on_where_it_was(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +159,7 @@ def test_an_interrupted_choice_goes_on_where_it_was(
     assert "λ = 10:" not in again.err
 
 
+@pytest.mark.slow
 def test_a_sweep_chooses_for_each_seed(command: Command, tmp_path: Path) -> None:
     small = ("choice.low=100", "choice.high=1e4", "choice.refine=0", "logger=none")
     done = command("train", "-m", *AUTO, *small, "seed=0,1", "hydra.sweep.dir=sweep")

@@ -163,6 +163,7 @@ def test_a_folder_that_a_living_run_holds_is_refused_and_left_as_it_is(
     assert (tmp_path / "sweep/seed=0/.hydra/run.lock").exists()
 
 
+@pytest.mark.slow
 def test_two_runs_that_begin_in_the_same_second_have_a_folder_each(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

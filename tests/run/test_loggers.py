@@ -89,6 +89,7 @@ def wandb_records(content: bytes) -> Iterator[bytes]:
             yield parts
 
 
+@pytest.mark.slow
 def test_wandb_keeps_the_runs_of_a_sweep_apart_offline(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ def left(directory: Path) -> dict[str, Any]:
     return {"network": kept["network"], "method": kept["method"], "stages": stages}
 
 
+@pytest.mark.slow
 def test_three_tasks_of_ones_own_are_learnt_resumed_and_recalled_to_the_same_bits(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Pa
     _wait_for(lambda: not _runs(child), 5)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_user_in_a_process_is_the_commands_one_line(tmp_path: Path) -> None:
     config = compose_run([*SMALL, "logger=none", "optimizer.lr=1e30", f"output_dir={tmp_path}"])
     with pytest.raises(LifelongError, match=r"while learning digits_as_mnist.*optimizer\.lr"):

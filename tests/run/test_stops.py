@@ -44,6 +44,7 @@ def test_early_stopping_watches_the_task_that_is_learnt(command: Command, tmp_pa
         assert count == best + 3
 
 
+@pytest.mark.slow
 def test_a_task_ends_when_its_time_is_over(command: Command, tmp_path: Path) -> None:
     found = summary(command, "trainer.max_time=00:00:00:01", "max_epochs=1000000")
     for task in TASKS:

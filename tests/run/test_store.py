@@ -33,11 +33,16 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> str:
     "words",
     [
         ["method.ewc_lambda=10"],
-        ["method=finetune"],
-        ["method.ewc_lambda=0"],
-        ["method=kronecker_ewc"],
-        ["method.labels=sampled"],
-        ["method=online_ewc", "method.step=proximal"],
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in (
+                ["method=finetune"],
+                ["method.ewc_lambda=0"],
+                ["method=kronecker_ewc"],
+                ["method.labels=sampled"],
+                ["method=online_ewc", "method.step=proximal"],
+            )
+        ),
     ],
     ids=lambda words: words[0],
 )

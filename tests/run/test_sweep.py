@@ -75,6 +75,7 @@ def test_a_sweep_is_named_after_what_is_swept_and_ends_with_a_table(
     assert len([x for x in done.err.splitlines() if "embedded digits (scikit" in x]) == 2
 
 
+@pytest.mark.slow
 def test_any_other_key_is_swept_along_and_shows_in_the_name(
     command: Command, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ def until(look: Callable[[], Any], seconds: float = 60) -> Any:
         time.sleep(0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_tensorboard_shows_a_sweep(
     command: Command, tmp_path: Path, board: Callable[[Path], str]
