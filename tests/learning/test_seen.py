@@ -17,9 +17,10 @@ from torchmetrics import MeanMetric
 from lifelong.core import Bernoulli, Categorical, Gaussian
 from lifelong.core.fisher.likelihoods.product import Product
 from lifelong.errors import LifelongError
+from lifelong.learning import forecast
 from lifelong.learning.fit_batches import FitBatches
 from lifelong.learning.seen import see
-from lifelong.methods import EWC, KroneckerEWC, estimating
+from lifelong.methods import EWC, KroneckerEWC
 from lifelong.methods.protect import protect
 
 N = 6
@@ -841,9 +842,9 @@ def test_a_long_estimate_is_announced_by_its_pace_once_it_runs(
     monkeypatch: pytest.MonkeyPatch, second: tuple[float, int], seconds: str | None
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(estimating, "rank_zero_info", said.append)
-    forecast = estimating.Forecast(EWC(1.0), None, 1000)
+    monkeypatch.setattr(forecast, "rank_zero_info", said.append)
+    tell = forecast.Forecast("EWC", None, None, 1000)
     for now, done in ((5.0, 10), second):  # the first five seconds read the data
-        monkeypatch.setattr(estimating.time, "monotonic", lambda now=now: now)
-        forecast(done, None)
+        monkeypatch.setattr(forecast.time, "monotonic", lambda now=now: now)
+        tell(done, None)
     assert (len(said), seconds is None or seconds in said[0]) == (seconds is not None, True)

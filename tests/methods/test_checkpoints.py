@@ -20,7 +20,7 @@ from torch import nn
 
 from lifelong.errors import LifelongError
 from lifelong.methods import EWC, KroneckerEWC
-from lifelong.methods.learnt import looks_learnt
+from lifelong.methods.pretrained import looks_learnt
 
 from .strangers import Stranger, data, loader, params, trainer
 

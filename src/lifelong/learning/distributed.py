@@ -248,3 +248,19 @@ def _added_up(share: _Share, trainer: Trainer) -> ShareSums:
         # The order of adding is the backend's own affair; the same bits everywhere are not.
         distributed.broadcast(total, src=0)
     return ShareSums(layout, own.sums, int(counts.sum()))
+
+
+def of_first_process(value: Any) -> Any:
+    """What the first of several processes has.
+
+    Args:
+        value: a plain value.
+
+    Returns:
+        That of the first process; with one process the value itself.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    held = [value]
+    distributed.broadcast_object_list(held, src=0)
+    return held[0]

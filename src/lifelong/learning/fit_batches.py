@@ -76,6 +76,39 @@ class FitBatches:
         return min(held, batches * loader.batch_size)
 
 
+def gives_its_own(trainer: Trainer) -> bool:
+    """Whether a fit's data module says by itself what a task is consolidated on.
+
+    Args:
+        trainer: whose data module it is.
+
+    Returns:
+        True for those of a benchmark: neither shuffled nor augmented, each example once.
+    """
+    return callable(getattr(trainer.datamodule, "consolidation_batches", None))  # type: ignore[attr-defined]
+
+
+def batches_of_task(trainer: Trainer, given: Iterable[Any] | None = None) -> Iterable[Any]:
+    """What the task that a fit learns is consolidated on: this process's share of it.
+
+    Args:
+        trainer: at the end of its fit.
+        given: by the user, in place of it.
+
+    Returns:
+        Batches: those given, else what the data module gives for it, else those of the fit.
+    """
+    rank, world_size = trainer.global_rank, trainer.world_size
+    if given is not None:
+        return share_of_loader(given, rank, world_size)
+    if gives_its_own(trainer):
+        own: Iterable[Any] = trainer.datamodule.consolidation_batches(  # type: ignore[attr-defined]
+            rank=rank, world_size=world_size
+        )
+        return own
+    return FitBatches(trainer)
+
+
 def most_batches(trainer: Trainer) -> int | None:
     """How many training batches of an epoch the fit's own limits allow.
 

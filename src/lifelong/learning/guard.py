@@ -61,3 +61,18 @@ class NonFiniteLoss:
             f"the loss became NaN or infinite{while_}, at step {trainer.global_step}; "
             f"the likely cause is {self._cause(trainer)}"
         )
+
+
+def left_its_step_out(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer has just left its step out.
+
+    Args:
+        optimizer: in its step's post hook.
+
+    Returns:
+        True where a scaler found infinite gradients.
+    """
+    # A fused optimizer does so by itself for gradients that overflowed float16; others are not
+    # even called then. After a first step that was left out Adam's step sizes are not defined yet.
+    found = getattr(optimizer, "found_inf", None)  # there during a scaler's step only
+    return found is not None and bool(found)

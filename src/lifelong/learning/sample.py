@@ -176,19 +176,3 @@ def drawn_together(sample: Sample) -> Sample:
     whole = Sample(sample.size)
     whole.merge(found)
     return whole
-
-
-def of_first_process(value: Any) -> Any:
-    """What the first of several processes has.
-
-    Args:
-        value: a plain value.
-
-    Returns:
-        That of the first process; with one process the value itself.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    held = [value]
-    distributed.broadcast_object_list(held, src=0)
-    return held[0]

@@ -20,10 +20,10 @@ from lifelong.core.fisher.likelihoods.base import Given
 from lifelong.core.fisher.likelihoods.product import Product
 from lifelong.core.fisher.traceless import thawed, traceless
 from lifelong.errors import LifelongError
+from lifelong.learning.dry_run import CURE, rehearsed
 from lifelong.learning.explained import explain, left_out
 from lifelong.learning.losses import LossCall, Order, Stop, Watch, arranged, grouped, without
 from lifelong.learning.quiet import QuietStep, kept_tensors
-from lifelong.learning.rehearsal import CURE, rehearsed
 
 
 @dataclass

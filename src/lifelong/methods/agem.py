@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 
 from lifelong.core.fisher.traceless import traceless
 from lifelong.learning.outputs import StepOutputs
-from lifelong.methods.lwf import refuse_manual
+from lifelong.methods.refusals import refuse_manual
 from lifelong.methods.rehearsal import RehearsalMethod
 
 

@@ -323,3 +323,20 @@ def device_of(module: nn.Module) -> torch.device:
         The device; the CPU where it has none.
     """
     return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def checked_lambda(ewc_lambda: float) -> float:
+    """A strength that can be one.
+
+    Args:
+        ewc_lambda: λ.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: when it is negative or not finite.
+    """
+    if not 0.0 <= ewc_lambda < float("inf"):
+        raise ValueError(f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0")
+    return float(ewc_lambda)

@@ -14,8 +14,9 @@ from lifelong.core.fisher.evaluation import Evaluation
 from lifelong.core.fisher.examples import Rows
 from lifelong.core.fisher.traceless import device_of, traceless
 from lifelong.errors import LifelongError
+from lifelong.learning.distributed import of_first_process
 from lifelong.learning.quiet import has_step, kept_tensors
-from lifelong.learning.sample import PIECE, bytes_of, moved, of_first_process
+from lifelong.learning.sample import PIECE, bytes_of, moved
 
 Unit = Literal["nats", "points"]
 INPUTS = 200  # that are kept of each task
@@ -174,12 +175,12 @@ class Budget:
         self.looks += 1
         self.seconds += time.monotonic() - begin
 
-    def next_lambda(self, ewc_lambda: float, most: float = LARGEST) -> float:
+    def next_lambda(self, ewc_lambda: float, most: float | None = None) -> float:
         """λ after the latest look; in several processes that of the first.
 
         Args:
             ewc_lambda: λ until now.
-            most: what the optimizer's step can bear.
+            most: the largest that the optimizer's step can bear; None where it bears all.
 
         Returns:
             λ from now on.
@@ -189,7 +190,7 @@ class Budget:
         change = 0.0 if self._excess is None else excess - self._excess
         self._excess = excess
         found = ewc_lambda * math.exp(INTEGRAL * excess + PROPORTIONAL * change)
-        return of_first_process(max(SMALLEST, min(LARGEST, most, found)))
+        return of_first_process(max(SMALLEST, min(LARGEST if most is None else most, found)))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint.

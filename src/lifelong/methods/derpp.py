@@ -18,7 +18,7 @@ from lifelong.learning.outputs import StepOutputs, laid_out
 from lifelong.learning.quiet import has_step
 from lifelong.methods.base import device_of
 from lifelong.methods.buffer import Buffer, Fill
-from lifelong.methods.lwf import refuse_manual
+from lifelong.methods.refusals import refuse_manual
 from lifelong.methods.rehearsal import RehearsalMethod
 
 AT_ONCE = 256  # examples whose logits are computed together

@@ -1,6 +1,5 @@
 """What methods share that estimate a Fisher information: of what, checked when, at what cost."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, ClassVar, Literal
@@ -19,7 +18,14 @@ from lifelong.core.fisher.traceless import device_of, traceless
 from lifelong.core.protocols import Importance, Penalty
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
-from lifelong.learning.fit_batches import FitBatches, as_step_sees, refuse_endless, refuse_used_up
+from lifelong.learning.fit_batches import (
+    FitBatches,
+    as_step_sees,
+    batches_of_task,
+    refuse_endless,
+    refuse_used_up,
+)
+from lifelong.learning.forecast import Forecast
 from lifelong.learning.progress import Progress
 from lifelong.learning.quiet import QuietStep, has_step, kept_tensors
 from lifelong.learning.sample import moved
@@ -29,8 +35,6 @@ from lifelong.methods.penalty_method import PenaltyMethod, given
 Labels = Literal["exact", "sampled", "empirical"]
 # More backward passes an example than this are not made unasked, except for few examples.
 MOST_DIRECTIONS, FEW = 50, 512
-# A pass that takes longer is announced, in seconds.
-LONG = 10.0
 
 
 class EstimatingMethod(PenaltyMethod):
@@ -113,7 +117,7 @@ class EstimatingMethod(PenaltyMethod):
             if first is None:
                 return self._pass(network, [], Seen(self.forward, self.likelihood), progress)
             seen = self._seen(network, first)
-            forecast = Forecast(self, progress, self._examples)
+            forecast = Forecast(self.title, self.samples, progress, self._examples)
             with kept_tensors(network):
                 return self._pass(network, chain([first], rest), seen, forecast)
 
@@ -189,7 +193,7 @@ class EstimatingMethod(PenaltyMethod):
         if not pl_module.automatic_optimization:
             self._check_manual(pl_module, batch)
         if self.consolidates:
-            self._examples = _examples_in(self._batches_of(trainer))
+            self._examples = _examples_in(batches_of_task(trainer, self.batches))
             self._known = pl_module, self._seen_before(pl_module, batch)
             if self.budget is not None:
                 _refuse_incomparable(self._known[1].likelihood)
@@ -323,57 +327,6 @@ class EstimatingMethod(PenaltyMethod):
         if line not in self._said:
             self._said.add(line)
             how(line)
-
-    def _batches_of(self, trainer: Trainer) -> Iterable[Any]:
-        own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
-        if self.batches is not None or callable(own):
-            return super()._batches_of(trainer)
-        return FitBatches(trainer)
-
-
-class Forecast:
-    """Says how long a pass will take, once and early, where that is more than some seconds.
-
-    Args:
-        method: whose pass it is.
-        progress: told of the progress, too.
-        total: how many examples there will be, None where nothing says so.
-    """
-
-    def __init__(
-        self, method: EstimatingMethod, progress: Progress | None, total: int | None
-    ) -> None:
-        self._method, self._progress = method, progress
-        samples = method.samples
-        self._total = samples if total is None else min(total, samples or total)
-        self._first: tuple[float, int] | None = None  # when, and how many were done
-        self._is_said = False
-
-    def __call__(self, done: int, total: int | None) -> None:
-        """Take the progress.
-
-        Args:
-            done: examples that are done.
-            total: examples in all, None where unknown.
-        """
-        total = self._total if total is None else total
-        if self._progress is not None:
-            self._progress(done, total)
-        now = time.monotonic()
-        # The first chunk takes what reading the data and finding out about the network take, too.
-        if self._first is None:
-            self._first = now, done
-        start, before = self._first
-        if self._is_said or done <= before or now - start < LONG / 20 or total is None:
-            return
-        self._is_said = True
-        whole = (now - start) / (done - before) * total
-        if whole > LONG:
-            name = self._method.title
-            rank_zero_info(
-                f"{name}: what matters will take about {whole:.0f} s for {total} examples; "
-                "samples=1000 or labels='sampled' takes less"
-            )
 
 
 def _refuse_incomparable(likelihood: AnyLikelihood | None) -> None:

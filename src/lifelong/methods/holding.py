@@ -1,6 +1,6 @@
 """Carrying a penalty: in files and checkpoints, to other loops, with a network that changes."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -10,14 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lifelong.core import parameters_by_name
-from lifelong.core.fisher.evaluation import Evaluation
-from lifelong.core.fisher.traceless import traceless
 from lifelong.core.penalty.term import PenaltyTerm
 from lifelong.core.protocols import Penalty
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
-from lifelong.learning.fit_batches import as_step_sees
-from lifelong.learning.sample import Sample, drawn_together, of_first_process, plain
 from lifelong.methods.anchor import (
     Anchor,
     Precision,
@@ -26,10 +22,10 @@ from lifelong.methods.anchor import (
     taken_by,
     write_anchor,
 )
-from lifelong.methods.base import Method, device_of, network_of
-from lifelong.methods.budget import EVERY, INPUTS, Budget, Unit, given_inputs
+from lifelong.methods.base import device_of, network_of
+from lifelong.methods.budget import EVERY
+from lifelong.methods.budgeted import Budgeted
 from lifelong.methods.fingerprint import data_fingerprint
-from lifelong.methods.learnt import told_of_learnt
 from lifelong.methods.norms import FrozenNorms
 from lifelong.methods.parts import (
     hold_parts,
@@ -37,6 +33,7 @@ from lifelong.methods.parts import (
     refuse_estimate,
     refuse_other_parts,
 )
+from lifelong.methods.pretrained import told_of_learnt
 from lifelong.methods.remembered import Remembered
 from lifelong.methods.selection import Patterns, Selection
 
@@ -45,7 +42,7 @@ MARK = "_consolidated_by"  # an attribute of a stranger's module whose weights a
 MOVED = 0.1  # nats
 
 
-class Holding(Method):
+class Holding(Budgeted):
     """A method that has a penalty, and carries it wherever the network goes.
 
     Args:
@@ -59,18 +56,13 @@ class Holding(Method):
             protected, too, for the day when they are trained.
         freeze_norm: whether the running statistics of batch norms stay as they were consolidated;
             by default they do. They are no parameters: no λ holds them.
-        at_most: a budget instead of λ, which then moves by itself; see ``Budget``.
-        watch: the old inputs that the budget is kept on: how many to keep of each task, or the
-            inputs themselves.
-        unit: of the budget: ``nats`` or ``points``.
+        **budget: what ``Budgeted`` takes: ``at_most``, ``watch``, ``unit``.
 
     Raises:
         ValueError: when λ is negative or not finite, or an argument of the budget does not fit.
     """
 
-    has_lambda: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = True
-    first_lambda: ClassVar[float] = 1e4  # where a budget begins, unless told otherwise
 
     def __init__(
         self,
@@ -83,24 +75,10 @@ class Holding(Method):
         ignore: Patterns = None,
         include_frozen: bool = False,
         freeze_norm: bool | None = None,
-        at_most: float | None = None,
-        watch: Any = None,
-        unit: Unit = "nats",
+        **budget: Any,
     ) -> None:
-        name = type(self).__name__
-        if ewc_lambda is None and at_most is None:
-            raise ValueError(
-                f"neither ewc_lambda nor at_most came; wanted how firmly to hold: type "
-                f"{name}(ewc_lambda={self.first_lambda:g}), or {name}(at_most=0.02, watch=200)"
-            )
-        ewc_lambda = self.first_lambda if ewc_lambda is None else ewc_lambda
-        if not 0.0 <= ewc_lambda < float("inf"):
-            raise ValueError(
-                f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0"
-            )
-        super().__init__()
+        super().__init__(ewc_lambda, **budget)
         self.penalty = penalty
-        self.ewc_lambda = float(ewc_lambda)
         self.anchor, self.reference = anchor, reference
         self.modules, self.ignore = modules, ignore
         self.include_frozen = include_frozen
@@ -108,11 +86,6 @@ class Holding(Method):
         self.chosen = Selection(modules, ignore)
         self.remembered = Remembered()
         self._norms: FrozenNorms | None = None
-        self.budget = None if at_most is None else Budget(at_most, unit)
-        self.watch = INPUTS if watch is None else watch
-        self._refuse_strange_budget()
-        self._sample: Sample | None = None  # of the task that is consolidated now
-        self._draws = False  # from what the importance is estimated on
         self._calls = 0  # of term
 
     @property
@@ -141,103 +114,6 @@ class Holding(Method):
         if self.budget is not None and not self.penalty.is_empty and not self.budget.memories:
             self.remember_inputs(network)
         return params
-
-    def way_to_outputs(self, network: nn.Module, batch: Any) -> Evaluation:
-        """How the outputs of what is watched are had, and what they mean.
-
-        Args:
-            network: the bare one.
-            batch: of what is watched.
-
-        Returns:
-            The evaluation.
-        """
-        del batch
-        return Evaluation(network)
-
-    def draw_inputs(self, network: nn.Module, held_out: Iterable[Any] | None) -> None:
-        """Begin to draw the inputs that a budget keeps of a task.
-
-        Inputs that were not learnt are the honest ones: on what a network has learnt by heart its
-        predictions change least.
-
-        Args:
-            network: the bare one, as learning left it.
-            held_out: where to draw from; None for what ``draw_from`` is given.
-        """
-        self._sample = None
-        if self.budget is None or not isinstance(self.watch, int):
-            return
-        self._sample = Sample(self.watch, int(of_first_process(torch.initial_seed())))
-        self._draws = held_out is None
-        for batch in held_out or ():
-            self._sample.add(batch, self.budget.weights(network, batch, self.way_to_outputs))
-
-    def draw_from(
-        self, network: nn.Module, batches: Iterable[Any], most: int | None = None
-    ) -> Iterable[Any]:
-        """Draw from the batches that a task is consolidated on, where nothing was held out.
-
-        Args:
-            network: the bare one, as learning left it.
-            batches: of the task.
-            most: look at so many examples; None for all.
-
-        Returns:
-            The same batches, to be gone through once more.
-        """
-        if self._sample is None or self.budget is None or not self._draws:
-            return batches
-        if isinstance(batches, Iterator):
-            batches = list(batches)
-        stranger = isinstance(network, LightningModule)
-        with traceless(network):
-            for batch in as_step_sees(network, batches) if stranger else batches:  # type: ignore[arg-type]
-                weights = self.budget.weights(network, batch, self.way_to_outputs)
-                self._sample.add(batch, weights)
-                if most is not None and self._sample.population >= most:
-                    break
-        return batches
-
-    def remember_inputs(self, network: nn.Module) -> None:
-        """Watch, from now on, what the network says to some inputs of what it was held to.
-
-        Args:
-            network: the bare one, as it was consolidated.
-
-        Raises:
-            LifelongError: when there are no such inputs.
-        """
-        if self.budget is None:
-            return
-        if self._sample is not None:
-            whole = drawn_together(self._sample) if self._draws else self._sample
-            pieces, numbers = whole.drawn()
-            self.budget.remember(network, pieces, self.way_to_outputs, numbers)
-            self._sample = None
-        elif isinstance(self.watch, int):
-            raise LifelongError(
-                f"a file holds no inputs to keep {self.setting('at_most', self.budget.at_most)} "
-                "on; pass watch=old_inputs, some that the network was good at, without labels"
-            )
-        elif not self.budget.memories:
-            given = given_inputs(self.watch)
-            if isinstance(network, LightningModule) and not isinstance(self.watch, Tensor):
-                given = as_step_sees(network, given)
-            self.budget.remember(network, [plain(one) for one in given], self.way_to_outputs)
-
-    def follow_budget(self, network: nn.Module, most: float | None = None) -> None:
-        """Look at what is watched, and move λ.
-
-        Args:
-            network: the bare one.
-            most: the largest λ that the optimizer's step can bear; None where it bears all.
-        """
-        if self.budget is None or self.penalty.is_empty:
-            return
-        self.budget.look(network, self.way_to_outputs)
-        limit = {} if most is None else {"most": most}
-        self.ewc_lambda = self.budget.next_lambda(self.ewc_lambda, **limit)
 
     def term(self, module: nn.Module) -> Tensor:
         """λΩ, to be added to a loss in any loop: ``loss = loss + ewc.term(module)``.
@@ -423,23 +299,6 @@ class Holding(Method):
             self._norms.restore()
             self._norms = None
 
-    def _refuse_strange_budget(self) -> None:
-        if isinstance(self.watch, int):
-            if isinstance(self.watch, bool) or self.watch < 2:
-                raise ValueError(f"watch is {self.watch}; it must be two inputs or more: 200, say")
-        else:
-            if self.budget is None:
-                raise ValueError(
-                    "old inputs came as watch, and no budget to keep on them; pass at_most=0.02 "
-                    "along with them"
-                )
-            given_inputs(self.watch)  # what they cannot be is refused now
-        if self.budget is not None and self.ewc_lambda == 0.0:
-            raise ValueError(
-                "ewc_lambda is 0, from where a budget cannot move it; leave it out, or pass a "
-                "number above 0 to begin at"
-            )
-
     def _take(self, content: Anchor, file: str) -> None:
         kind = type(self.penalty).__name__
         if content.penalty != kind:
@@ -488,18 +347,3 @@ class Holding(Method):
                     f"back. For another network take a new {name}; for other weights of this one "
                     "call consolidate(module, batches) of a new one first"
                 )
-
-
-def stiffest(penalty: Penalty, optimizer: torch.optim.Optimizer) -> float | None:
-    """The largest λ whose explicit step converges without oscillating: lr · λ · F_max = 1.
-
-    Args:
-        penalty: Ω.
-        optimizer: gradient descent.
-
-    Returns:
-        λ; None where nothing is held.
-    """
-    rate = max(float(group["lr"]) for group in optimizer.param_groups)
-    curvature = penalty.largest_curvature()
-    return 1.0 / (rate * curvature) if rate * curvature > 0 else None

@@ -42,6 +42,7 @@ class L2(PasslessMethod):
     Example:
         >>> method = L2(ewc_lambda=1.0)
         >>> network = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.ones_(network.weight)
         >>> method.consolidate(network, [])
         >>> float(method.penalty.value({"weight": network.weight + 2.0}))  # ½ · 1 · 2²
         2.0

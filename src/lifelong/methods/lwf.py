@@ -15,8 +15,8 @@ from lifelong.learning.distributed import follow_first_process
 from lifelong.learning.losses import BERNOULLI, CATEGORICAL, LossCall, arranged
 from lifelong.learning.objective import begins_logging_step, log_objective
 from lifelong.learning.outputs import StepOutputs
-from lifelong.methods.base import Method, device_of, network_of
-from lifelong.methods.passless import refuse_parts_of_networks
+from lifelong.methods.base import Method, checked_lambda, device_of, network_of
+from lifelong.methods.refusals import refuse_manual, refuse_parts_of_networks
 
 
 class LwF(Method):
@@ -59,14 +59,10 @@ class LwF(Method):
     def __init__(
         self, ewc_lambda: float = 1.0, *, temperature: float = 2.0, consolidates: bool = True
     ) -> None:
-        if not 0.0 <= ewc_lambda < float("inf"):
-            raise ValueError(
-                f"ewc_lambda is {ewc_lambda}; it must be a finite number of at least 0"
-            )
         if not 0.0 < temperature < float("inf"):
             raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
         super().__init__()
-        self.ewc_lambda, self.temperature = float(ewc_lambda), float(temperature)
+        self.ewc_lambda, self.temperature = checked_lambda(ewc_lambda), float(temperature)
         self.consolidates = consolidates
         self._old: dict[str, Tensor] = {}
         self._outputs: StepOutputs | None = None
@@ -200,23 +196,6 @@ def distillation(new: LossCall, old: LossCall, temperature: float, examples: int
         return each.mean()
     counts = labels != new.options["ignore_index"]
     return (each * counts).sum() / counts.sum().clamp(min=1)
-
-
-def refuse_manual(module: LightningModule, name: str) -> None:
-    """Refuse a module that goes backward by itself.
-
-    Args:
-        module: the one that is to learn.
-        name: of the method.
-
-    Raises:
-        LifelongError: when it optimizes by itself.
-    """
-    if not module.automatic_optimization:
-        raise LifelongError(
-            f"{type(module).__name__} optimizes by itself (automatic_optimization = False), and "
-            f"{name} adds to the loss that training_step returns; return the loss, or take EWC"
-        )
 
 
 def _refuse_others(calls: list[LossCall]) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lifelong.core.fisher.traceless import traceless
@@ -16,6 +15,7 @@ from lifelong.learning.quiet import QuietStep, kept_tensors
 from lifelong.learning.seen import watched
 from lifelong.methods.base import network_of
 from lifelong.methods.penalty_method import PenaltyMethod
+from lifelong.methods.refusals import refuse_parts_of_networks
 
 
 class PasslessMethod(PenaltyMethod):
@@ -102,20 +102,3 @@ class PasslessMethod(PenaltyMethod):
                 f"and {type(self).__name__} adds to one loss; wanted one call for each batch"
             )
         self._attached.go_through_backward()
-
-
-def refuse_parts_of_networks(trainer: Trainer, name: str) -> None:
-    """Refuse several processes that do not have the whole network each.
-
-    Args:
-        trainer: about to train.
-        name: of the method.
-
-    Raises:
-        LifelongError: when the strategy is no DDP.
-    """
-    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
-        raise LifelongError(
-            f"the strategy is {type(trainer.strategy).__name__}; over several processes {name} "
-            "needs the whole network in each of them: type trainer=ddp, or Trainer(strategy='ddp')"
-        )

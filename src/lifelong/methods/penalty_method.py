@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -16,6 +16,8 @@ from lifelong.core.protocols import Importance, Penalty
 from lifelong.learning import ContinualLearner
 from lifelong.learning.diagnose import Diagnose
 from lifelong.learning.distributed import Counted, estimate_over_processes
+from lifelong.learning.fit_batches import batches_of_task
+from lifelong.learning.guard import left_its_step_out
 from lifelong.learning.objective import (
     begins_logging_step,
     log_objective,
@@ -23,15 +25,13 @@ from lifelong.learning.objective import (
     write_figures,
 )
 from lifelong.learning.progress import Progress, pass_progress
-from lifelong.learning.shards import share_of_loader
 from lifelong.methods.base import network_of
-from lifelong.methods.budget import EVERY
-from lifelong.methods.holding import Holding, stiffest
+from lifelong.methods.holding import Holding
 from lifelong.methods.parts import parameters_of, refuse_estimate
-from lifelong.methods.sparse import refuse_sparse_only
+from lifelong.methods.refusals import refuse_sparse_only
+from lifelong.methods.stiffness import stiffest, stiffness
 
 Step = Literal["explicit", "proximal"]
-SLACK = 0.1  # of the budget: what the bound may exceed it by without a warning
 WATCHED = "lifelong: how λ was watched"  # a key of the Trainer's checkpoints
 
 
@@ -85,8 +85,6 @@ class PenaltyMethod(Holding):
         self._term: PenaltyTerm | None = None
         self._hooks: list[RemovableHandle] = []
         self._params: dict[str, nn.Parameter] = {}
-        self._last_look = 0
-        self._most_lambda: float | None = None
 
     def estimate(
         self, network: nn.Module, batches: Iterable[Any], *, progress: Progress | None = None
@@ -130,7 +128,7 @@ class PenaltyMethod(Holding):
                     omega = self.penalty.value(self._params)
             log_objective(module, loss, float(omega), self.ewc_lambda)
             if self.budget is not None and self.is_held:
-                write_figures(module.trainer.loggers, self._kept(), step_of(module))
+                write_figures(module.trainer.loggers, self.budget_figures(), step_of(module))
         return whole
 
     def consolidate(
@@ -174,27 +172,6 @@ class PenaltyMethod(Holding):
         if trace > 0:
             self.figures |= {f"fisher/share/{name}": part / trace for name, part in traces.items()}
 
-    def facts(self) -> dict[str, Any]:
-        """What a run's summary says of the method; of a budget, how it was kept.
-
-        Returns:
-            Fields of ``Summary``.
-        """
-        if self.budget is None:
-            return super().facts()
-        return {
-            "method_title": f"{self.title}, at most {self.budget.at_most:g} {self.budget.unit}",
-            "has_lambda": False,  # none that was chosen
-            "ewc_lambda": 0.0,
-            "budget": {
-                "at_most": self.budget.at_most,
-                "unit": self.budget.unit,
-                "inputs": self.budget.inputs,
-                "bytes": self.budget.bytes,
-                **{name.partition("/")[2]: value for name, value in self.budget.kept.items()},
-            },
-        }
-
     def single_importances(self) -> Mapping[str, Tensor]:
         """How much each single parameter matters; Kronecker factors have no such numbers.
 
@@ -217,9 +194,6 @@ class PenaltyMethod(Holding):
         # What is resumed has loaded what was seen before.
         if self._diagnose is not None and trainer.ckpt_path is None:
             self._diagnose.begin()
-        if self.budget is not None and trainer.ckpt_path is None:
-            self.budget.begin()
-        self._last_look, self._most_lambda = 0, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the proximal step follow the optimizers' own; say where an explicit one diverges.
@@ -235,27 +209,8 @@ class PenaltyMethod(Holding):
             if self.step == "proximal":
                 self._hooks.append(optimizer.register_step_post_hook(self._proximal_step))
             elif self.is_held and isinstance(optimizer, torch.optim.SGD):
-                self._most_lambda = stiffest(self.penalty, optimizer)
-                if self.budget is not None and self._most_lambda is not None:
-                    self.ewc_lambda = min(self.ewc_lambda, self._most_lambda)
+                self.bound_lambda(stiffest(self.penalty, optimizer))
                 self._warn_if_stiff(optimizer)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Let λ follow its budget.
-
-        Args:
-            trainer: knows the step.
-            pl_module: the module that learns.
-            batch: unused.
-            batch_idx: unused.
-        """
-        # At the start of a step, so that one that is resumed after the last finds the same.
-        step = int(trainer.global_step)
-        if self.budget is not None and step % EVERY == 0 and step != self._last_look:
-            self._last_look = step
-            self.follow_budget(network_of(pl_module), self._most_lambda)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the mean loss of an epoch.
@@ -304,7 +259,7 @@ class PenaltyMethod(Holding):
                 for line in self.warnings:
                     rank_zero_warn(line)
         if self.budget is not None and self.is_held:
-            self._close_budget(network_of(pl_module), pl_module)
+            self.close_budget(network_of(pl_module), pl_module)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Consolidate the task that was just learnt.
@@ -339,7 +294,7 @@ class PenaltyMethod(Holding):
         network, counted = network_of(pl_module), Counted(self.estimate)
         with pass_progress(f"{self.title}: what matters for {_task(pl_module)}") as shown:
             importance = estimate_over_processes(
-                trainer, counted, network, self._batches_of(trainer), shown
+                trainer, counted, network, batches_of_task(trainer, self.batches), shown
             )
         return importance, counted.over_processes(trainer)
 
@@ -365,13 +320,12 @@ class PenaltyMethod(Holding):
         """
         if not self.is_held or self.step == "proximal":
             return super().likely_cause(trainer)
-        rate = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
-        stiffness = rate * self.ewc_lambda * self.penalty.largest_curvature()
+        found = stiffness(self.penalty, trainer.optimizers[0], self.ewc_lambda)
         cure = self.advice(
             f"{self.setting('step', 'proximal')} or a smaller {self.called('ewc_lambda')}"
         )
         return (
-            f"a penalty too stiff for the step: lr·λ·F_max is {stiffness:.2g} at "
+            f"a penalty too stiff for the step: lr·λ·F_max is {found:.2g} at "
             f"λ = {self.ewc_lambda:g} and an explicit step needs it below 2; {cure}"
         )
 
@@ -410,72 +364,18 @@ class PenaltyMethod(Holding):
         if self._diagnose is not None and WATCHED in checkpoint:
             self._diagnose.load_state_dict(checkpoint[WATCHED])
 
-    def _batches_of(self, trainer: Trainer) -> Iterable[Any]:
-        rank, world_size = trainer.global_rank, trainer.world_size
-        own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
-        if self.batches is None and callable(own):
-            return own(rank=rank, world_size=world_size)
-        batches = trainer.train_dataloader if self.batches is None else self.batches
-        assert batches is not None
-        return share_of_loader(batches, rank, world_size)
-
-    def _kept(self) -> dict[str, float]:
-        assert self.budget is not None
-        return {
-            "forgetting/watched": self.budget.mean,
-            "forgetting/watched_upper": self.budget.upper,
-            "forgetting/ewc_lambda": self.ewc_lambda,
-        }
-
-    def _close_budget(self, network: nn.Module, module: LightningModule) -> None:
-        budget = self.budget
-        assert budget is not None
-        budget.look(network, self.way_to_outputs, everywhere=True)
-        budget.kept = self._kept()
-        write_figures(module.trainer.loggers, budget.kept, step_of(module))
-        rank_zero_info(
-            f"{self.title}: {budget.inputs} old inputs were watched ({budget.bytes / 1e6:.3g} MB, "
-            f"{budget.seconds:.1f} s of this fit): they changed by {budget.mean:.3g} "
-            f"{budget.unit}, {budget.upper:.3g} at most (90 %), λ ended at {self.ewc_lambda:.3g}"
-        )
-        if budget.upper > budget.at_most * (1 + SLACK):
-            line = (
-                f"the budget was not kept: {budget.inputs} old inputs changed by {budget.mean:.3g} "
-                f"{budget.unit}, {budget.upper:.3g} at most, where {budget.at_most:g} was wanted; "
-                f"{self.advice('more steps, or a smaller learning rate at the end')}"
-            )
-            self.warnings.append(line)
-            if not isinstance(module, ContinualLearner):
-                rank_zero_warn(line)
-
     def _proximal_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self.is_held and not left_its_step_out(optimizer):
             self.penalty.proximal_step_(self._params, step_sizes(optimizer), self.ewc_lambda)
 
     def _warn_if_stiff(self, optimizer: torch.optim.Optimizer) -> None:
-        rate = max(float(group["lr"]) for group in optimizer.param_groups)
-        stiffness = rate * self.ewc_lambda * self.penalty.largest_curvature()
-        if stiffness > 2:
+        found = stiffness(self.penalty, optimizer, self.ewc_lambda)
+        if found > 2:
             cure = self.advice(f"{self.setting('step', 'proximal')}, a smaller learning rate or λ")
             rank_zero_warn(
-                f"lr·λ·F_max is {stiffness:.2g} at λ = {self.ewc_lambda:g}: an explicit step "
+                f"lr·λ·F_max is {found:.2g} at λ = {self.ewc_lambda:g}: an explicit step "
                 f"diverges above 2; {cure}"
             )
-
-
-def left_its_step_out(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer has just left its step out.
-
-    Args:
-        optimizer: in its step's post hook.
-
-    Returns:
-        True where a scaler found infinite gradients.
-    """
-    # A fused optimizer does so by itself for gradients that overflowed float16; others are not
-    # even called then. After a first step that was left out Adam's step sizes are not defined yet.
-    found = getattr(optimizer, "found_inf", None)  # there during a scaler's step only
-    return found is not None and bool(found)
 
 
 def _task(module: nn.Module) -> str:

@@ -9,19 +9,20 @@ from torch import Tensor, nn
 from lifelong.core import step_sizes
 from lifelong.core.penalty.term import PenaltyTerm
 from lifelong.errors import LifelongError
+from lifelong.learning.guard import left_its_step_out
 from lifelong.methods.anchor import read_anchor
-from lifelong.methods.base import device_of, network_of
+from lifelong.methods.base import checked_lambda, device_of, network_of
 from lifelong.methods.budget import EVERY
 from lifelong.methods.ewc import EWC
-from lifelong.methods.holding import Holding, stiffest
+from lifelong.methods.holding import Holding
 from lifelong.methods.kronecker_ewc import KroneckerEWC
 from lifelong.methods.l2 import L2
 from lifelong.methods.mas import MAS
 from lifelong.methods.norms import FrozenNorms
 from lifelong.methods.online_ewc import OnlineEWC
-from lifelong.methods.penalty_method import left_its_step_out
+from lifelong.methods.refusals import refuse_sparse_only
 from lifelong.methods.si import SI
-from lifelong.methods.sparse import refuse_sparse_only
+from lifelong.methods.stiffness import stiffest
 
 KINDS: dict[str, type[Holding]] = {
     kind.__name__: kind for kind in (EWC, OnlineEWC, KroneckerEWC, L2, MAS, SI)
@@ -109,11 +110,7 @@ class Guard:
     ) -> None:
         if step not in {"explicit", "proximal"}:
             raise ValueError(f"step is {step!r}; it must be explicit or proximal")
-        self.ewc_lambda = method.ewc_lambda if ewc_lambda is None else float(ewc_lambda)
-        if not 0.0 <= self.ewc_lambda < float("inf"):
-            raise ValueError(
-                f"ewc_lambda is {self.ewc_lambda}; it must be a finite number of at least 0"
-            )
+        self.ewc_lambda = checked_lambda(method.ewc_lambda if ewc_lambda is None else ewc_lambda)
         bare = network_of(network)
         self.step, self.penalty = step, method.penalty
         self._device = device_of(bare)
@@ -133,7 +130,6 @@ class Guard:
         if self.ewc_lambda > 0 and method.freeze_norm:
             self._norms = FrozenNorms(bare)
         self._method, self._bare, self._steps = method, bare, 0
-        self._most_lambda: float | None = None
         if method.budget is not None:
             self._begin_budget(inner)
         if step == "proximal":
@@ -173,18 +169,17 @@ class Guard:
         self.remove()
 
     def _begin_budget(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.step == "explicit" and isinstance(optimizer, torch.optim.SGD):
-            self._most_lambda = stiffest(self.penalty, optimizer)
-            if self._most_lambda is not None:
-                self.ewc_lambda = min(self.ewc_lambda, self._most_lambda)
         self._method.ewc_lambda = self.ewc_lambda
+        explicit = self.step == "explicit" and isinstance(optimizer, torch.optim.SGD)
+        self._method.bound_lambda(stiffest(self.penalty, optimizer) if explicit else None)
+        self.ewc_lambda = self._method.ewc_lambda
         # before the proximal step of the same optimizer step
         self._hooks.append(optimizer.register_step_post_hook(self._follow_budget))
 
     def _follow_budget(self, *_: Any) -> None:
         self._steps += 1
         if self._steps % EVERY == 0:
-            self._method.follow_budget(self._bare, self._most_lambda)
+            self._method.follow_budget(self._bare)
             self.ewc_lambda = self._method.ewc_lambda
 
     def _proximal_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -8,12 +8,17 @@ from torch import Tensor, nn
 
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
-from lifelong.learning.fit_batches import FitBatches, as_step_sees, refuse_endless, refuse_used_up
+from lifelong.learning.fit_batches import (
+    as_step_sees,
+    batches_of_task,
+    gives_its_own,
+    refuse_endless,
+    refuse_used_up,
+)
 from lifelong.learning.objective import step_of, write_figures
-from lifelong.learning.shards import share_of_loader
 from lifelong.methods.base import Method
 from lifelong.methods.buffer import Buffer, Fill
-from lifelong.methods.passless import refuse_parts_of_networks
+from lifelong.methods.refusals import refuse_parts_of_networks
 
 
 class RehearsalMethod(Method):
@@ -82,13 +87,7 @@ class RehearsalMethod(Method):
             pl_module: with the weights that the fit leaves.
         """
         rank, world_size = trainer.global_rank, trainer.world_size
-        own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
-        if self.batches is None and callable(own):
-            batches = own(rank=rank, world_size=world_size)
-        elif self.batches is None:
-            batches = FitBatches(trainer)
-        else:
-            batches = share_of_loader(self.batches, rank, world_size)
+        batches = batches_of_task(trainer, self.batches)
         if not isinstance(pl_module, ContinualLearner):
             batches = as_step_sees(pl_module, batches)
         self.keep(pl_module, batches, rank=rank, world_size=world_size, trainer=trainer)
@@ -145,8 +144,8 @@ class RehearsalMethod(Method):
             LifelongError: before the first step.
         """
         super().on_train_start(trainer, pl_module)
-        own = getattr(trainer.datamodule, "consolidation_batches", None)  # type: ignore[attr-defined]
-        if self.consolidates and self.buffer.size and self.batches is None and not callable(own):
+        needs = self.consolidates and self.buffer.size and self.batches is None
+        if needs and not gives_its_own(trainer):
             refuse_used_up(trainer)
             try:
                 refuse_endless(trainer)

@@ -13,9 +13,10 @@ from lifelong.core.path_integral import PathIntegral
 from lifelong.core.penalty.stored import Anchors
 from lifelong.errors import LifelongError
 from lifelong.learning.diagnose import gradient_scale
+from lifelong.learning.guard import left_its_step_out
 from lifelong.methods.base import device_of
 from lifelong.methods.passless import PasslessMethod
-from lifelong.methods.penalty_method import Step, left_its_step_out
+from lifelong.methods.penalty_method import Step
 from lifelong.methods.selection import Patterns
 
 PATH = "lifelong: the path of this task"  # a key of the Trainer's checkpoints
