@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lifelong.core.fisher.evaluation import plain_name
 from lifelong.core.fisher.examples import count
+from lifelong.core.fisher.likelihoods.categorical import kl_of_classes
+from lifelong.core.fisher.likelihoods.per_output import kl_of_coins
 from lifelong.errors import LifelongError
 from lifelong.learning.distributed import follow_first_process
 from lifelong.learning.losses import BERNOULLI, CATEGORICAL, LossCall, arranged
@@ -184,14 +186,11 @@ def distillation(new: LossCall, old: LossCall, temperature: float, examples: int
     """
     f, labels = arranged(new, examples)
     g, _ = arranged(old, examples)
-    f, g = (x.to(torch.promote_types(x.dtype, torch.float32)) / temperature for x in (f, g))
     if new.name in BERNOULLI:
-        f, g = torch.stack([f, -f], dim=-1), torch.stack([g, -g], dim=-1)
-        log_p, log_q = (torch.nn.functional.logsigmoid(x) for x in (g, f))
+        each = kl_of_coins(g / temperature, f / temperature)
     else:
         f = f[..., : g.shape[-1]]  # a grown layer's new classes are free
-        log_p, log_q = g.log_softmax(-1), f.log_softmax(-1)
-    each = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+        each = kl_of_classes(g / temperature, f / temperature)
     if new.name in BERNOULLI or labels is None or labels.shape != each.shape:
         return each.mean()
     counts = labels != new.options["ignore_index"]

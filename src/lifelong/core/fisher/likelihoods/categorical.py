@@ -97,11 +97,7 @@ class Categorical(Likelihood):
         """
         p, _ = self._logits(before, target)
         q, _ = self._logits(after, target)
-        log_p = at_least_float32(p).log_softmax(-1)
-        log_q = at_least_float32(q).log_softmax(-1)
-        # a class that p rules out adds nothing, whatever q says of it
-        each = (log_p.exp() * (log_p - log_q)).where(log_p > -torch.inf, 0).sum(-1)
-        return _mean_over(self._counts(p, target), each)
+        return _mean_over(self._counts(p, target), kl_of_classes(p, q))
 
     def uncertainty(self, output: Tensor, target: Tensor | None) -> Tensor:
         """Return `1 − Σ_c p_c²`, the mean over the positions that count.
@@ -250,6 +246,24 @@ class Categorical(Likelihood):
         if not bool((known | ~counts).all()):
             raise ValueError(_strange(y if self.active is None else None, counts, wanted))
         return y.where(counts, 0), counts
+
+
+def kl_of_classes(before: Tensor, after: Tensor) -> Tensor:
+    """Return `Σ_c p_c (log p_c − log q_c)` in nats, p and q the softmax of the last dimension.
+
+    Args:
+        before: The scores `[..., C]` of p.
+        after: Those of q.
+
+    Returns:
+        The divergence of each position `[...]`, differentiable in both.
+
+    >>> kl_of_classes(torch.zeros(2), torch.tensor([1.0, 1.0]))  # the same softmax
+    tensor(0.)
+    """
+    log_p, log_q = (at_least_float32(scores).log_softmax(-1) for scores in (before, after))
+    # a class that p rules out adds nothing, whatever q says of it
+    return (log_p.exp() * (log_p - log_q)).where(log_p > -torch.inf, 0).sum(-1)
 
 
 class Assumed(Categorical):

@@ -193,10 +193,7 @@ class Bernoulli(PerOutput):
             For each example its divergence in nats `[N]`.
         """
         del target
-        a, b = at_least_float32(before), at_least_float32(after)
-        softplus = nn.functional.softplus
-        each = a.sigmoid() * (a - b) + softplus(b) - softplus(a)
-        return each.reshape(len(each), -1).mean(dim=1)
+        return kl_of_coins(before, after).reshape(len(before), -1).mean(dim=1)
 
     def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return labels drawn from the network's own probabilities.
@@ -210,6 +207,23 @@ class Bernoulli(PerOutput):
         """
         p = at_least_float32(output).sigmoid()
         return (uniform(p.shape, generator).to(p.device, p.dtype) < p).to(p.dtype)
+
+
+def kl_of_coins(before: Tensor, after: Tensor) -> Tensor:
+    """Return `p (log p − log q) + (1 − p)(log (1 − p) − log (1 − q))` in nats.
+
+    Args:
+        before: The logits of p.
+        after: Those of q.
+
+    Returns:
+        The divergence of each output, differentiable in both.
+
+    >>> kl_of_coins(torch.tensor(0.0), torch.tensor(0.0))
+    tensor(0.)
+    """
+    a, b = at_least_float32(before), at_least_float32(after)
+    return a.sigmoid() * (a - b) + nn.functional.softplus(b) - nn.functional.softplus(a)
 
 
 def like(target: Tensor | None, output: Tensor, name: str) -> Tensor:
