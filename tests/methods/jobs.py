@@ -28,10 +28,12 @@ TASKS = ("a", "b", "c")
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 # Method → settings with which it holds on, and settings with which it is fine-tuning bit for bit.
+# What follows an @ tells two ways of the same method apart.
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "Finetune": ({}, {}),
     "Joint": ({}, None),
     "EWC": ({"ewc_lambda": 50.0, "threshold": 0.0}, {"ewc_lambda": 0.0}),
+    "EWC@budget": ({"at_most": 0.05, "watch": 10, "threshold": 0.0}, None),
     "OnlineEWC": ({"ewc_lambda": 50.0, "step": "proximal", "threshold": 0.0}, {"ewc_lambda": 0.0}),
     "KroneckerEWC": (
         {"ewc_lambda": 50.0, "threshold": 0.0, "precision": "float32"},
@@ -113,8 +115,12 @@ def network() -> nn.Module:
 
 
 def make(name: str, **settings: Any) -> Method:
-    method: Method = getattr(methods, name)(**settings)
+    method: Method = getattr(methods, class_of(name))(**settings)
     return method
+
+
+def class_of(name: str) -> str:
+    return name.partition("@")[0]
 
 
 def trainer(*callbacks: Callback, **also: Any) -> Trainer:
@@ -168,7 +174,7 @@ def job(
         directory=directory,
         config={
             "model": {"norm": norm},
-            "method": {"_target_": f"lifelong.methods.{name}", "name": name, **settings},
+            "method": {"_target_": f"lifelong.methods.{class_of(name)}", "name": name, **settings},
             "benchmark": {"name": "points", "tasks": {task: {"of": task} for task in TASKS}},
         },
         store=store or NoStore(),

@@ -19,7 +19,9 @@ from lifelong.core import Categorical
 from lifelong.errors import LifelongError
 from lifelong.methods import EWC, KroneckerEWC
 from lifelong.methods.budget import Budget, Memory, upper_bound
+from lifelong.run import learn_sequence
 
+from .jobs import Points, job, left
 from .test_arguments import Own, batches, fit, network
 
 OLD = torch.randn(200, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -125,6 +127,43 @@ def test_so_many_inputs_of_each_task_are_kept_as_they_were() -> None:
     fit(module, ewc, seed=2)
     assert [len(m.numbers) for m in ewc.budget.memories] == [7, 7]
     assert ewc.budget.bytes == 14 * (6 + 5 + 1) * 8  # x, the outputs and y
+
+
+def test_of_a_run_the_inputs_are_validation_images(tmp_path: Path) -> None:
+    learn_sequence(job("EWC@budget", tmp_path))
+    memories = left(tmp_path)["method"]["budget"]["memories"]
+    for task, memory in enumerate(memories):
+        held_out = Points(task).examples(1, 30).tensors[0]
+        (piece,) = memory["pieces"]
+        assert len(piece[0]) == 10
+        assert all(any(torch.equal(x, one) for one in held_out) for x in piece[0])
+
+
+def test_drawn_inputs_count_by_how_likely_they_were() -> None:
+    ewc, module = EWC(at_most=0.02, watch=7), Own()
+    fit(module, ewc, seed=1, max_epochs=30)
+    assert ewc.budget is not None
+    memory = ewc.budget.memories[0]
+    assert memory.numbers.std() > 0.01
+    with torch.no_grad():
+        for p in module.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(p)
+        x = torch.cat([piece[0] for piece in memory.pieces])
+        each = Categorical().divergence(torch.cat(memory.before), module(x), None)
+    ewc.budget.look(module, ewc.way_to_outputs)
+    assert memory.mean == pytest.approx(float((memory.numbers * each).mean()), rel=1e-9)
+    assert memory.upper == pytest.approx(upper_bound(memory.numbers * each), rel=1e-9)
+
+
+def test_gradient_descent_in_a_loop_begins_where_its_step_is_stable() -> None:
+    net, ewc = network(), EWC(at_most=0.02, watch=OLD, ewc_lambda=1e12)
+    ewc.consolidate(net, batches(1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with lifelong.protect(net, optimizer, ewc) as guard:
+        wanted = 1 / (0.1 * ewc.penalty.largest_curvature())
+        assert guard.ewc_lambda == pytest.approx(wanted, rel=1e-9)
+    with lifelong.protect(net, optimizer, ewc, 1e12, step="proximal") as guard:
+        assert guard.ewc_lambda == 1e12
 
 
 def test_what_is_kept_goes_on_in_a_checkpoint() -> None:

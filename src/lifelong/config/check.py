@@ -216,7 +216,9 @@ def _checked(kind: type[Values], config: DictConfig) -> Values:
     try:
         return kind.model_validate(parts)
     except ValidationError as error:
-        raise LifelongError(_in_words(kind, error.errors()[0]["loc"], config)) from error
+        # A key that follows another's value is wrong because that one is: the outer one is named.
+        places = [one["loc"] for one in error.errors()]
+        raise LifelongError(_in_words(kind, min(places, key=len), config)) from error
 
 
 def _in_words(kind: type[BaseModel], place: Sequence[int | str], config: DictConfig) -> str:

@@ -137,6 +137,6 @@ class StageData(LightningDataModule):
         """The validation images of the task that is learnt: like it, and not learnt.
 
         Returns:
-            Batches, all of them in each process.
+            Batches of this process's share.
         """
         return iter(self.current.val_dataloader())

@@ -164,7 +164,7 @@ def drawn_together(sample: Sample) -> Sample:
     """What the samples of all processes come to, each of a share of its own.
 
     Args:
-        sample: of this process's share.
+        sample: of this process's share; what several processes had counts once.
 
     Returns:
         A sample, the same in each process.

@@ -46,7 +46,7 @@ class Method(Callback):
     needs_task_at_test: ClassVar[bool] = False
     first_task_is_plain: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = False
-    state_follows_from_network: ClassVar[bool] = True
+    state_follows_from_network: bool = True
 
     ewc_lambda: float = 0.0
     # Who gives the advice decides in which words: arguments, or the keys of the command line.

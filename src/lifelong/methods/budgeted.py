@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from lifelong.core.fisher.evaluation import Evaluation
 from lifelong.core.fisher.traceless import traceless
 from lifelong.errors import LifelongError
 from lifelong.learning import ContinualLearner
-from lifelong.learning.distributed import of_first_process
 from lifelong.learning.fit_batches import as_step_sees
 from lifelong.learning.objective import step_of, write_figures
 from lifelong.learning.sample import Sample, drawn_together, plain
@@ -31,6 +29,7 @@ class Budgeted(Method):
         watch: the old inputs that it is kept on: how many to keep of each task, or the inputs
             themselves.
         unit: of the budget: ``nats`` or ``points``.
+        seed: of which inputs are drawn.
 
     Raises:
         ValueError: when λ is negative or not finite, or another argument does not fit.
@@ -45,6 +44,7 @@ class Budgeted(Method):
         at_most: float | None = None,
         watch: Any = None,
         unit: Unit = "nats",
+        seed: int = 0,
     ) -> None:
         name = type(self).__name__
         if ewc_lambda is None and at_most is None:
@@ -56,7 +56,10 @@ class Budgeted(Method):
         self.ewc_lambda = checked_lambda(self.first_lambda if ewc_lambda is None else ewc_lambda)
         self.budget = None if at_most is None else Budget(at_most, unit)
         self.watch = INPUTS if watch is None else watch
+        self.seed = seed
         self._refuse_strange_budget()
+        # where λ stands depends on the way there
+        self.state_follows_from_network = self.budget is None and self.state_follows_from_network
         self._sample: Sample | None = None  # of the task that is consolidated now
         self._draws = False  # from what the importance is estimated on
         self._last_look = 0
@@ -122,12 +125,13 @@ class Budgeted(Method):
 
         Args:
             network: the bare one, as learning left it.
-            held_out: where to draw from; None for what ``draw_from`` is given.
+            held_out: this process's share of what to draw from; None for what ``draw_from`` is
+                given.
         """
         self._sample = None
         if self.budget is None or not isinstance(self.watch, int):
             return
-        self._sample = Sample(self.watch, int(of_first_process(torch.initial_seed())))
+        self._sample = Sample(self.watch, self.seed)
         self._draws = held_out is None
         for batch in held_out or ():
             self._sample.add(batch, self.budget.weights(network, batch, self.way_to_outputs))
@@ -170,8 +174,7 @@ class Budgeted(Method):
         if self.budget is None:
             return
         if self._sample is not None:
-            whole = drawn_together(self._sample) if self._draws else self._sample
-            pieces, numbers = whole.drawn()
+            pieces, numbers = drawn_together(self._sample).drawn()
             self.budget.remember(network, pieces, self.way_to_outputs, numbers)
             self._sample = None
         elif isinstance(self.watch, int):

@@ -77,6 +77,7 @@ class EWC(EstimatingMethod):
             inputs themselves, without labels: a tensor, or batches as the training step takes them.
         unit: of the budget: ``nats``, or ``points`` of the true label's probability, for which what
             is watched needs labels.
+        seed: of which inputs are drawn.
 
     Raises:
         ValueError: when λ is negative or not finite, or another argument does not fit.
@@ -118,6 +119,7 @@ class EWC(EstimatingMethod):
         at_most: float | None = None,
         watch: Any = None,
         unit: Unit = "nats",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             QuadraticPenalty(damping, storage=storage, device=device),
@@ -141,4 +143,5 @@ class EWC(EstimatingMethod):
             at_most=at_most,
             watch=watch,
             unit=unit,
+            seed=seed,
         )

@@ -56,7 +56,7 @@ class Holding(Budgeted):
             protected, too, for the day when they are trained.
         freeze_norm: whether the running statistics of batch norms stay as they were consolidated;
             by default they do. They are no parameters: no λ holds them.
-        **budget: what ``Budgeted`` takes: ``at_most``, ``watch``, ``unit``.
+        **budget: what ``Budgeted`` takes: ``at_most``, ``watch``, ``unit``, ``seed``.
 
     Raises:
         ValueError: when λ is negative or not finite, or an argument of the budget does not fit.

@@ -48,6 +48,7 @@ class KroneckerEWC(EstimatingMethod):
             inputs themselves, without labels: a tensor, or batches as the training step takes them.
         unit: of the budget: ``nats``, or ``points`` of the true label's probability, for which what
             is watched needs labels.
+        seed: of which inputs are drawn.
 
     Raises:
         ValueError: when an argument does not fit.
@@ -93,6 +94,7 @@ class KroneckerEWC(EstimatingMethod):
         at_most: float | None = None,
         watch: Any = None,
         unit: Unit = "nats",
+        seed: int = 0,
     ) -> None:
         for name, came, wanted in (("storage", storage, "float32"), ("device", device, None)):
             if came != wanted:
@@ -122,4 +124,5 @@ class KroneckerEWC(EstimatingMethod):
             at_most=at_most,
             watch=watch,
             unit=unit,
+            seed=seed,
         )

@@ -54,7 +54,7 @@ class PenaltyMethod(Holding):
         consolidates: whether a task is consolidated as its fit ends.
         diagnostics: whether λ is watched: figures in the log, warnings at the end of a fit.
         **holding: what ``Holding`` takes: ``anchor``, ``reference``, ``modules``, ``ignore``,
-            ``include_frozen``, ``freeze_norm``, ``at_most``, ``watch``, ``unit``.
+            ``include_frozen``, ``freeze_norm``, ``at_most``, ``watch``, ``unit``, ``seed``.
 
     Raises:
         ValueError: when λ is negative or not finite, or another argument does not fit.

@@ -64,7 +64,7 @@ class SI(PasslessMethod):
     """
 
     title: ClassVar[str] = "SI"
-    state_follows_from_network: ClassVar[bool] = False
+    state_follows_from_network = False
 
     def __init__(
         self,
